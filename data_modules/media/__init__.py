@@ -1,0 +1,1 @@
+"""Decoding of sound, video and pictures from files."""

@@ -1,0 +1,1 @@
+"""Devices that Lightning does not know by itself."""

@@ -1,0 +1,1 @@
+"""Encoders and language models, built from a hub folder, an official checkpoint or a config alone."""

@@ -1,0 +1,89 @@
+"""The one meeting place of data modules and systems: a batch of clips, and what could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SkippedClip:
+    """A clip that was left out of a batch because its media could not be read."""
+
+    clip_id: str
+    path: str | None
+    reason: str
+
+
+@dataclass
+class SoundEvent:
+    """A labelled stretch of sound within a clip, as in AudioSet's strong labels.
+
+    `onset_s` and `offset_s` are seconds from the start of the clip.
+    """
+
+    label: str
+    onset_s: float
+    offset_s: float
+
+
+@dataclass
+class Box:
+    """A labelled object in one frame. Coordinates are fractions of the picture's sides, from the top left."""
+
+    label: str
+    frame: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass
+class Batch:
+    """B clips, as every data module gives them and every system takes them.
+
+    What a data set lacks is None. Masks are True where the entry is real. Text and pictures are raw: systems
+    tokenise and normalise, on the device.
+    """
+
+    clip_ids: list[str]
+    captions: list[list[str]]
+    """All references of each clip; may be empty lists when captioning unlabelled media."""
+    caption: list[str]
+    """The caption each clip is trained on in this epoch ("" when there is none)."""
+    waveform: Tensor | None = None
+    """(B, S) float32 in [-1, 1], zero-padded to the longest clip."""
+    num_samples: Tensor | None = None
+    """(B,) int64, real samples of each clip."""
+    frames: Tensor | None = None
+    """(B, K, 3, H, W) uint8, RGB."""
+    frame_mask: Tensor | None = None
+    """(B, K) bool; also the mask of `visual_features`."""
+    visual_features: Tensor | None = None
+    """(B, K, C) float32, one vector per frame from a frozen encoder; given instead of `frames`."""
+    instruction: list[str] | None = None
+    sound_events: list[list[SoundEvent]] | None = None
+    boxes: list[list[Box]] | None = None
+    skipped: list[SkippedClip] = field(default_factory=list)
+    """Clips the data module met on the way to this batch and could not read."""
+
+    def __len__(self) -> int:
+        """Number of clips B."""
+        return len(self.clip_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()})

@@ -1,0 +1,1 @@
+"""The captioning systems, one folder each, all of one shape."""

@@ -1,0 +1,1 @@
+"""Safe, strict loading of weights, and fingerprints of what was frozen."""
