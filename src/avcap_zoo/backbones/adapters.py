@@ -1,0 +1,69 @@
+"""Which weights of a backbone are trained: none, low-rank adapters, or all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from avcap_zoo.errors import ConfigError
+
+TrainingMode = Literal["frozen", "lora", "full"]
+
+
+@dataclass
+class LoRASettings:
+    """Low-rank adapters (peft).
+
+    Args:
+        rank: inner width r.
+        alpha: the update is scaled by alpha / r.
+        dropout: on the adapters' input, in training.
+        targets: endings of the names of the linear layers that get one.
+    """
+
+    rank: int = 8
+    alpha: float = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+def set_training_mode(module: nn.Module, mode: TrainingMode, lora: LoRASettings, name: str) -> None:
+    """Freeze a backbone, put adapters into it, or leave all of it trainable. Adapters are kept in float32.
+
+    Args:
+        module: changed in place; adapters keep the module's own state-dict names beside `lora_A`, `lora_B`.
+        mode: `frozen`, `lora` (only the adapters are trained) or `full`.
+        lora: used in mode `lora`.
+        name: config key of the backbone, for the message.
+
+    Raises:
+        ConfigError: no layer of the module has one of the target names.
+    """
+    module.requires_grad_(mode == "full")
+    if mode != "lora":
+        return
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear_names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    if not any(n.split(".")[-1] in lora.targets for n in linear_names):
+        endings = sorted({n.split(".")[-1] for n in linear_names})
+        raise ConfigError(
+            f"{name}.lora.targets: no linear layer is named {' or '.join(lora.targets)}; this model has {', '.join(endings)}"
+        )
+    inject_adapter_in_model(
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            bias="none",
+        ),
+        module,
+    )
+    for parameter_name, parameter in module.named_parameters():
+        parameter.requires_grad_("lora_" in parameter_name)
+        if "lora_" in parameter_name:
+            parameter.data = parameter.data.to(torch.float32)

@@ -1,0 +1,280 @@
+"""A causal language model that continues a text with a stretch of foreign embeddings in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
+from avcap_zoo.errors import ConfigError
+from avcap_zoo.ops.masking import left_align
+from avcap_zoo.weights.load import hub_error
+
+
+@dataclass
+class LanguageSettings:
+    """Where the language model comes from and what of it is trained.
+
+    Args:
+        source: hub id or local folder in transformers format; None = random weights from `config`.
+        config: keys of the transformers config, `model_type` among them; used only without `source`.
+        tokenizer: hub id or folder; None = that of `source`, or the built-in word pieces without a source.
+        dtype: dtype of the frozen weights. Trained ones are float32.
+        training: `frozen`, `lora` or `full`.
+        lora: adapters of mode `lora`.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+    """
+
+    source: str | None = "meta-llama/Llama-2-7b-chat-hf"
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    training: TrainingMode = "lora"
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class GenerationSettings:
+    """How captions are decoded (transformers' generate).
+
+    Args:
+        num_beams: 1 = greedy.
+        max_new_tokens: longest caption.
+        min_length: shortest caption, in tokens.
+        repetition_penalty: 1 = none.
+        length_penalty: exponent of the length in the score of a beam.
+    """
+
+    num_beams: int = 4
+    max_new_tokens: int = 200
+    min_length: int = 1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
+@dataclass
+class PrefixedText:
+    """Input of the language model, and the labels of its caption part.
+
+    Attributes:
+        inputs_embeds: (B, L, C).
+        attention_mask: (B, L) bool.
+        labels: (B, L) int64 token ids, -100 where nothing is predicted.
+    """
+
+    inputs_embeds: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+class CausalLanguageModel(nn.Module):
+    """Any transformers causal language model with a tokenizer, fed with prompt, foreign embeddings, prompt, caption.
+
+    Args:
+        settings: see `LanguageSettings`.
+
+    Raises:
+        WeightsError: source or tokenizer cannot be found or read.
+        ConfigError: no known model type, a tokenizer without begin or end token, or no layer for the adapters.
+    """
+
+    def __init__(self, settings: LanguageSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.tokenizer = _load_tokenizer(settings)
+        self.model = _load_model(settings, len(self.tokenizer))
+        set_training_mode(self.model, settings.training, settings.lora, "model.init_args.language")
+        if settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.embed_dim: int = self.model.get_input_embeddings().embedding_dim
+
+    def token_ids(
+        self, texts: Sequence[str], *, end: bool = False, max_tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokenise without begin token, padded to the right.
+
+        Args:
+            texts: B strings.
+            end: add the end token, also to a caption that had to be cut.
+            max_tokens: longest sequence, the end token included; None = no limit.
+
+        Returns:
+            (B, L) ids and (B, L) bool mask, on the model's device.
+        """
+        rows: list[list[int]] = [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        room = None if max_tokens is None else max_tokens - end
+        rows = [row[:room] + [self.tokenizer.eos_token_id] * end for row in rows]
+        length = max((len(row) for row in rows), default=0)
+        ids = torch.tensor(
+            [row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows], dtype=torch.long
+        )
+        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], dtype=torch.bool)
+        return ids.view(len(rows), length).to(self.device), mask.view(len(rows), length).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings lie."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    def wrap(
+        self,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        before: tuple[Tensor, Tensor],
+        after: tuple[Tensor, Tensor],
+        caption: tuple[Tensor, Tensor] | None = None,
+        *,
+        keep_gaps: bool = False,
+    ) -> PrefixedText:
+        """Put together: begin token, text, foreign embeddings, text, caption.
+
+        Args:
+            prefix: (B, N, C) embeddings in the model's width.
+            prefix_mask: (B, N) bool.
+            before: ids and mask of the text in front, (B, L1) each.
+            after: ids and mask of the text behind, (B, L2) each.
+            caption: ids and mask of what is to be predicted, end token included; None when generating.
+            keep_gaps: True leaves masked positions where they are, as released; False moves them all to the right.
+
+        Returns:
+            The sequence; labels are -100 everywhere but on the caption.
+        """
+        embed = self.model.get_input_embeddings()
+        begin = torch.full((len(prefix), 1), self.tokenizer.bos_token_id, device=prefix.device)
+        texts = [embed(begin), embed(before[0]), prefix.to(embed.weight.dtype), embed(after[0])]
+        masks = [torch.ones_like(begin, dtype=torch.bool), before[1], prefix_mask, after[1]]
+        if caption is not None:
+            texts.append(embed(caption[0]))
+            masks.append(caption[1])
+        embeds, mask = torch.cat(texts, dim=1), torch.cat(masks, dim=1)
+        labels = torch.full_like(mask, -100, dtype=torch.long)
+        if caption is not None:
+            labels[:, -caption[0].shape[1] :] = caption[0].masked_fill(~caption[1], -100)
+        if not keep_gaps:
+            mask, embeds, labels = left_align(mask, embeds, labels)
+        return PrefixedText(embeds, mask, labels)
+
+    def logits(self, text: PrefixedText) -> Tensor:
+        """(B, L, V) next-token logits."""
+        output: Tensor = self.model(
+            inputs_embeds=text.inputs_embeds, attention_mask=text.attention_mask.long(), use_cache=False
+        ).logits
+        return output
+
+    def loss(self, text: PrefixedText, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy over all caption tokens of the batch, in float32.
+
+        Args:
+            text: from `wrap` with a caption.
+            label_smoothing: share of the target spread over the vocabulary.
+        """
+        targets = text.labels[:, 1:]
+        chosen = targets != -100
+        logits = self.logits(text)[:, :-1][chosen]
+        return F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def generate(self, text: PrefixedText, settings: GenerationSettings) -> Tensor:
+        """Continue each sequence until its end token.
+
+        Args:
+            text: from `wrap` without a caption; masked positions may stand anywhere.
+            settings: decoding.
+
+        Returns:
+            (B, T) new token ids, right-padded with the pad token after each end token.
+        """
+        from transformers import GenerationConfig
+
+        # generate() wants padding on the left: flip, align, flip back.
+        flipped = left_align(text.attention_mask.flip(1), text.inputs_embeds.flip(1))
+        config = GenerationConfig(
+            **asdict(settings),
+            do_sample=False,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        ids: Tensor = self.model.generate(
+            inputs_embeds=flipped[1].flip(1), attention_mask=flipped[0].flip(1).long(), generation_config=config
+        )
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+
+def _load_tokenizer(settings: LanguageSettings) -> Any:
+    name = settings.tokenizer or settings.source
+    if name is None:
+        tokenizer = word_piece_tokenizer()
+    else:
+        from transformers import AutoTokenizer
+
+        with hub_error(name, "model.init_args.language.tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    for kind in ("bos", "eos"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise ConfigError(f"model.init_args.language.tokenizer: {name} has no {kind} token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    return tokenizer
+
+
+def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = getattr(torch, "float32" if settings.training == "full" else settings.dtype)
+    if settings.source is None:
+        keys = dict(settings.config)
+        model_type = keys.pop("model_type", None)
+        if model_type is None:
+            raise ConfigError("model.init_args.language: give a source, or a config with a model_type such as llama")
+        keys.setdefault("vocab_size", vocabulary_size)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **keys), dtype=dtype)
+    else:
+        with hub_error(settings.source, "model.init_args.language.source"):
+            model = AutoModelForCausalLM.from_pretrained(settings.source, dtype=dtype)
+    if model.get_input_embeddings().num_embeddings < vocabulary_size:
+        # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to.
+        model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+    return model
+
+
+@lru_cache(maxsize=1)
+def built_in_words() -> list[str]:
+    """Whole words of the built-in tokenizer: those of the embedded scenes' captions and of the prompts."""
+    return files("avcap_zoo.backbones").joinpath("words.txt").read_text(encoding="utf-8").split()
+
+
+def word_piece_tokenizer() -> Any:
+    """The tokenizer of models built from a config alone: whole words, and single characters for anything else.
+
+    Returns:
+        A transformers fast tokenizer, lower-casing; ids 0-3 are pad, begin, end and unknown.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    pieces = ["<pad>", "<s>", "</s>", "<unk>", *characters, *(f"##{c}" for c in characters)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *built_in_words()]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=200))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

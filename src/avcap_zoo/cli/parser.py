@@ -1,0 +1,225 @@
+"""The Trainer's four verbs: Lightning's own command line, made to say where a mistake stands.
+
+What differs from stock LightningCLI 2.6, and why, is measured in the tests of this folder: the model and the data
+module are required and typed (exceptions keep their type), a checkpoint's hyper-parameters never override what the
+user wrote, option names may not be abbreviated, short names of systems work, and no optimizer can be slipped in.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from typing_extensions import override
+
+from avcap_zoo.cli.devices import check_accelerator
+from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_name
+from avcap_zoo.cli.usage import CommandLineError, closest
+from avcap_zoo.cli.versions import provenance_lines, version_lines
+from avcap_zoo.data_modules.base import CaptionDataModule
+from avcap_zoo.errors import ConfigError
+from avcap_zoo.systems.base import CaptionSystem
+
+PARSER_MODE = "avcap_yaml"
+"""jsonargparse's YAML, with short names replaced as each file is read."""
+
+CHECKPOINT_WORDS = {"best", "last", "hpc"}
+"""What Lightning takes for `ckpt_path` besides a path."""
+
+
+class ParserRefusalError(Exception):
+    """What the parser says; `explain` finds out where it stands."""
+
+
+class CaptionArgumentParser(LightningArgumentParser):
+    """Lightning's parser without its dump of the usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing; parsers of nested classes, which are asked on trial, stay as they are."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ParserRefusalError(message) from ex
+
+
+class SaveSettings(SaveConfigCallback):
+    """Writes the settings of a run as config.yaml, headed by versions and commit."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write once, on rank 0."""
+        if trainer.is_global_zero and not self.already_saved:
+            self.parser.dump_header = provenance_lines()
+        super().setup(trainer, pl_module, stage)
+
+
+class CaptionCLI(LightningCLI):
+    """Parses, builds and runs one verb.
+
+    Args:
+        prog: name of the program, for help and messages.
+        arguments: the verb and what follows it. sys.argv is neither read nor changed: DDP starts its other processes
+            from it.
+    """
+
+    def __init__(self, prog: str, arguments: Sequence[str]) -> None:
+        super().__init__(
+            CaptionSystem,
+            CaptionDataModule,
+            save_config_callback=SaveSettings,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": prog, "allow_abbrev": False, "parser_mode": PARSER_MODE},
+            parser_class=CaptionArgumentParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=expand_arguments(arguments),
+            auto_configure_optimizers=False,
+        )
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose dumps are headed by versions."""
+        return super().init_parser(**{"dump_header": version_lines()} | kwargs)
+
+    @override
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The Trainer's arguments, and the model and data as required types.
+
+        Lightning's own way adds them with a default of None: a Union, in which every exception of a constructor turns
+        into a ValueError about subtypes.
+        """
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.add_argument("--model", type=CaptionSystem, required=True, sub_configs=True, help="The system to run.")
+        parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True, help="The data set.")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, or say what is wrong.
+
+        Raises:
+            CommandLineError: the parser refuses the command line or a file.
+        """
+        arguments = typing.cast("list[str]", args)
+        try:
+            self.config = parser.parse_args(arguments)
+        except (ParserRefusalError, ArgumentError) as error:
+            from avcap_zoo.cli.explain import explain
+
+            raise CommandLineError(
+                explain(
+                    arguments[1:],
+                    str(error),
+                    known=self._top_level_types(arguments[0]),
+                    bases={"model": CaptionSystem, "data": CaptionDataModule},
+                )
+            ) from error
+
+    def _top_level_types(self, verb: str) -> dict[str, Any]:
+        hints = typing.get_type_hints(getattr(Trainer, verb))
+        return {
+            "config": Any,
+            "model": CaptionSystem,
+            "data": CaptionDataModule,
+            "trainer": Trainer,
+            "seed_everything": bool | int,
+        } | {name: hints[name] for name in self._subcommand_method_arguments[verb]}
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Check that the checkpoint is there, and nothing else.
+
+        Lightning reads the file here and lets its hyper-parameters override files and command line: a beam width given
+        for a test would be dropped without a word (Lightning issue 20801).
+        """
+        wanted = self.config[self.config["subcommand"]].get("ckpt_path")
+        if wanted is None or str(wanted) in CHECKPOINT_WORDS or "://" in str(wanted) or Path(wanted).exists():
+            return
+        folder = Path(wanted).parent
+        if not folder.is_dir():
+            raise CommandLineError(f"ckpt_path: {wanted} does not exist; there is no folder {folder}")
+        match = closest(Path(wanted).name, (file.name for file in folder.glob("*.ckpt")))
+        raise CommandLineError(
+            f"ckpt_path: {wanted} does not exist" + (f"; did you mean {folder / match}?" if match else "")
+        )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Ask for the device before a model is built for it."""
+        accelerator = self._get(self.config, "trainer").get("accelerator")
+        if isinstance(accelerator, str):
+            check_accelerator(accelerator)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with our folder, loggers and checkpoint writer where the user named none.
+
+        Raises:
+            CommandLineError: the Trainer refuses its arguments.
+        """
+        settings = self._get(self.config_init, "trainer")
+        root = settings["default_root_dir"] or Path("runs") / short_name(self._get(self.config, "model")["class_path"])
+        ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
+        if settings["logger"] in {None, True} and not settings["barebones"]:
+            ours["logger"] = _default_loggers(root)
+        try:
+            return super().instantiate_trainer(**ours | kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise CommandLineError(f"trainer: {_first_lines(error)}") from error
+
+
+def run(prog: str, arguments: Sequence[str]) -> None:
+    """Parse, build and run.
+
+    Args:
+        prog: "lightning" or "avcap".
+        arguments: the verb and what follows it.
+
+    Raises:
+        CommandLineError: the command or a file cannot be used as given.
+        AvcapError: of the run.
+    """
+    set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    try:
+        CaptionCLI(prog, arguments)
+    except MisconfigurationException as error:
+        raise ConfigError(_first_lines(error)) from error
+
+
+def _load(text: str) -> Any:
+    return expand_config(get_loader("yaml")(text))
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Drop the tips to install litlogger and litmodels: their lightning-sdk would overwrite our `lightning` script."""
+    message = record.getMessage()
+    return "litlogger" not in message and "litmodels" not in message
+
+
+def _with_checkpoint_io(plugins: Any) -> list[Any]:
+    from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
+
+    given = [] if plugins is None else list(plugins) if isinstance(plugins, list) else [plugins]
+    return given if any(isinstance(plugin, CheckpointIO) for plugin in given) else [*given, AtomicCheckpointIO()]
+
+
+def _default_loggers(root: Path | str) -> list[Logger]:
+    """CSV and TensorBoard, both in `root/version_N`: counted once, or each would take a folder of its own."""
+    csv = CSVLogger(root, name="")
+    return [csv, TensorBoardLogger(root, name="", version=csv.version)]
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n  ".join(lines[:3])

@@ -1,0 +1,30 @@
+"""What the command line says to a user who mistyped: one error type, and the close match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from avcap_zoo.errors import ConfigError
+
+
+class CommandLineError(ConfigError):
+    """The command or a configuration file cannot be used as given; `cli.main` prints it and exits with 2."""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was most likely meant to be, whatever its case; None when nothing is close."""
+    by_lower = {name.lower(): name for name in known}
+    matches = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or the whole list when it is short and nothing is close, or nothing."""
+    names = sorted(set(known))
+    match = closest(word, names)
+    if match is not None:
+        return f"; did you mean {match}?"
+    if names and len(names) <= 12:
+        return f"; known: {', '.join(names)}"
+    return ""

@@ -1,0 +1,246 @@
+"""LAVCap without Lightning: encoders, optimal-transport fusion, projector, language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
+from avcap_zoo.backbones.audio.ced import CED, PATCH_SIZE, CEDSettings
+from avcap_zoo.backbones.language import CausalLanguageModel, GenerationSettings, LanguageSettings
+from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
+from avcap_zoo.batch import Batch
+from avcap_zoo.errors import ConfigError, ShapeError
+from avcap_zoo.ops.fbank import normalised_fbank, num_kaldi_frames
+from avcap_zoo.ops.masking import length_mask
+from avcap_zoo.ops.spec_augment import spec_augment
+from avcap_zoo.systems.lavcap.fusion import FusedTokens, Fusion, FusionSettings
+from avcap_zoo.systems.lavcap.keymap import ced_to_encoder
+from avcap_zoo.weights.load import load_strictly, load_tensors
+
+MARKER = "<SpeechHere>"
+EVALUATION_PROMPT = "USER: <Speech><SpeechHere></Speech> Please describe the audio.\nASSISTANT:"
+
+
+@dataclass
+class AudioSettings:
+    """The audio encoder.
+
+    Args:
+        encoder: its size and input.
+        checkpoint: official CED file (`audiotransformer_base_mAP_4999.pt`); None = random weights.
+        training: `frozen`, `lora` or `full`.
+        lora: adapters of mode `lora`.
+        mask_padding: True hides tokens that hear only padding; the released code keeps all.
+        augment_bins: SpecAugment, widest band in mel bins, 0 = none.
+        augment_frames: SpecAugment, longest span in frames, 0 = none.
+    """
+
+    encoder: CEDSettings = field(default_factory=CEDSettings)
+    checkpoint: str | None = None
+    training: TrainingMode = "lora"
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    mask_padding: bool = False
+    augment_bins: int = 48
+    augment_frames: int = 192
+
+
+@dataclass
+class PromptSettings:
+    """The text around the tokens; each holds the marker `<SpeechHere>` once.
+
+    Args:
+        training: one is drawn for each clip.
+        evaluation: used for every generated caption.
+        max_caption_tokens: longer captions are cut in training; the end token stays.
+        keep_gaps: True leaves masked padding between prompt and caption, as released.
+        label_smoothing: of the caption loss.
+    """
+
+    training: tuple[str, ...] = (EVALUATION_PROMPT,)
+    evaluation: str = EVALUATION_PROMPT
+    max_caption_tokens: int = 300
+    keep_gaps: bool = False
+    label_smoothing: float = 0.0
+
+
+class LAVCapModel(nn.Module):
+    """LAVCap (arXiv 2501.09291, Fig. 1). Sizes are those of its parts.
+
+    Args:
+        audio: CED encoder.
+        vision: CLIP encoder, always frozen; not built for `audio_only`.
+        language: causal language model.
+        fusion: how audio and visual tokens meet.
+        prompts: text around them.
+        generation: decoding of captions.
+
+    Raises:
+        ConfigError, WeightsError: from the parts, with the key in the message.
+    """
+
+    def __init__(
+        self,
+        audio: AudioSettings,
+        vision: CLIPSettings,
+        language: LanguageSettings,
+        fusion: FusionSettings,
+        prompts: PromptSettings,
+        generation: GenerationSettings,
+    ) -> None:
+        super().__init__()
+        for prompt in (*prompts.training, prompts.evaluation):
+            if prompt.count(MARKER) != 1:
+                raise ConfigError(f"model.init_args.prompts: {prompt!r} must hold {MARKER} exactly once")
+        self.audio_settings = audio
+        self.prompts = prompts
+        self.generation = generation
+        self.language = CausalLanguageModel(language)
+        if fusion.needs_audio:
+            self.audio_encoder = _audio_encoder(audio)
+        if fusion.needs_vision:
+            self.vision_encoder = CLIPFrameEncoder(vision).requires_grad_(False)
+        visual_width = self.vision_encoder.embed_dim if fusion.needs_vision else 0
+        self.fusion = Fusion(fusion, audio.encoder.embed_dim, visual_width)
+        self.projector = nn.Linear(self.fusion.width, self.language.embed_dim)
+        self.self_made = [
+            name
+            for name, source, built in (
+                ("audio_encoder", audio.checkpoint, fusion.needs_audio),
+                ("vision_encoder", vision.source, fusion.needs_vision),
+                ("language", language.source, True),
+            )
+            if built and source is None
+        ]
+        """Backbones without a file of their own: their weights exist only in this model and its checkpoints."""
+
+    def train(self, mode: bool = True) -> LAVCapModel:
+        """Set training mode; the frozen vision encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.fusion.settings.needs_vision:
+            self.vision_encoder.eval()
+        return self
+
+    def spectrogram(self, waveform: Tensor, num_samples: Tensor) -> Tensor:
+        """(B, T, F) normalised filter bank of (B, S) waveforms at 16 kHz."""
+        encoder = self.audio_settings.encoder
+        return normalised_fbank(
+            waveform,
+            num_samples,
+            target_length=encoder.target_length,
+            mean=encoder.feature_mean,
+            std=encoder.feature_std,
+            num_mel_bins=encoder.num_mel_bins,
+            frame_shift_ms=encoder.frame_shift_ms,
+            pad_with_silence=encoder.pad_with_silence,
+        )
+
+    def encode_spectrogram(self, spectrogram: Tensor) -> Tensor:
+        """(B, T', C) audio tokens of (B, T, F) spectrograms: encoder, then mean over frequency (`spec_f_mean`)."""
+        if self.training and (self.audio_settings.augment_bins or self.audio_settings.augment_frames):
+            encoder = self.audio_settings.encoder
+            spectrogram = spec_augment(
+                spectrogram,
+                max_bins=self.audio_settings.augment_bins,
+                max_frames=self.audio_settings.augment_frames,
+                value=-encoder.feature_mean / encoder.feature_std,  # zero before normalisation, as released
+            )
+        tokens: Tensor = self.audio_encoder(spectrogram).mean(dim=1)
+        return tokens
+
+    def encode_audio(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Audio tokens (B, T', C) and their mask (B, T').
+
+        Raises:
+            ConfigError: the batch has no sound.
+        """
+        if batch.waveform is None or batch.num_samples is None:
+            raise ConfigError(f"fusion.kind {self.fusion.settings.kind} needs sound, the data module gives none")
+        tokens = self.encode_spectrogram(self.spectrogram(batch.waveform, batch.num_samples))
+        if not self.audio_settings.mask_padding:
+            return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        frames = num_kaldi_frames(batch.num_samples, frame_shift_ms=self.audio_settings.encoder.frame_shift_ms)
+        patches = frames.add(PATCH_SIZE - 1).div(PATCH_SIZE, rounding_mode="floor").clamp_min(1)
+        return tokens, length_mask(patches, tokens.shape[1])
+
+    def encode_vision(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP on the frames.
+
+        Raises:
+            ConfigError: the batch has neither frames nor features.
+            ShapeError: cached features of another width.
+        """
+        mask = batch.frame_mask
+        if batch.visual_features is not None:
+            features = batch.visual_features
+            if features.shape[2] != self.vision_encoder.embed_dim:
+                raise ShapeError(
+                    f"cached visual features have width {features.shape[2]}, the vision encoder gives "
+                    f"{self.vision_encoder.embed_dim}: they were made with another encoder"
+                )
+        elif batch.frames is not None:
+            with torch.no_grad():
+                features = self.vision_encoder(batch.frames)
+        else:
+            raise ConfigError(f"fusion.kind {self.fusion.settings.kind} needs pictures, the data module gives none")
+        if mask is None:
+            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return features, mask
+
+    def fuse(self, batch: Batch) -> FusedTokens:
+        """Encode and join what the fusion kind uses of a batch."""
+        audio = audio_mask = visual = visual_mask = None
+        if self.fusion.settings.needs_audio:
+            audio, audio_mask = self.encode_audio(batch)
+        if self.fusion.settings.needs_vision:
+            visual, visual_mask = self.encode_vision(batch)
+        fused: FusedTokens = self.fusion(audio, visual, audio_mask, visual_mask)
+        return fused
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a training batch.
+
+        Returns:
+            `caption` (cross-entropy of the caption tokens) and, for kinds with transport, `ot` (already weighted).
+
+        Source: LAVCap Eq. 5-7.
+        """
+        fused = self.fuse(batch)
+        chosen = torch.randint(len(self.prompts.training), (len(batch),)).tolist()
+        prompts = [self.prompts.training[index] for index in chosen]
+        before, after = self._prompt_ids(prompts)
+        caption = self.language.token_ids(batch.caption, end=True, max_tokens=self.prompts.max_caption_tokens)
+        text = self.language.wrap(
+            self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.keep_gaps
+        )
+        losses = {"caption": self.language.loss(text, label_smoothing=self.prompts.label_smoothing)}
+        if fused.ot_loss is not None:
+            losses["ot"] = fused.ot_loss
+        return losses
+
+    @torch.no_grad()
+    def caption(self, batch: Batch) -> list[str]:
+        """One caption per clip, decoded with the evaluation prompt."""
+        fused = self.fuse(batch)
+        before, after = self._prompt_ids([self.prompts.evaluation] * len(batch))
+        text = self.language.wrap(self.projector(fused.tokens), fused.mask, before, after)
+        return self.language.decode(self.language.generate(text, self.generation))
+
+    def _prompt_ids(self, prompts: Sequence[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Ids and masks of the text before and after the marker, tokenised apart as released."""
+        halves = [prompt.split(MARKER) for prompt in prompts]
+        return self.language.token_ids([h[0] for h in halves]), self.language.token_ids([h[1] for h in halves])
+
+
+def _audio_encoder(settings: AudioSettings) -> CED:
+    encoder = CED(settings.encoder)
+    if settings.checkpoint is not None:
+        tensors = ced_to_encoder(load_tensors(settings.checkpoint), settings.encoder)
+        load_strictly(encoder, tensors, settings.checkpoint)
+    set_training_mode(encoder, settings.training, settings.lora, "model.init_args.audio")
+    if settings.training != "full" and settings.encoder.frozen_batch_norm == "eval":
+        encoder.freeze_batch_norm()
+    return encoder

@@ -1,0 +1,96 @@
+"""Checkpoints that survive a crash: a whole new file or the old one, never half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from typing_extensions import override
+
+from avcap_zoo.errors import AvcapError, WeightsError
+from avcap_zoo.weights.load import first_line
+
+
+class CheckpointSaveError(AvcapError):
+    """A checkpoint could not be written; the previous one is whole."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, flush to disk, rename; read without running code from the file.
+
+    Lightning 2.6 stages checkpoints in the system's temp folder, which loses atomicity when that is another
+    filesystem, and swallows a PermissionError.
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Save a checkpoint.
+
+        Raises:
+            CheckpointSaveError: disk full, no permission, or any other I/O error; names the path. What was at the path
+                before is untouched.
+        """
+        target = Path(path)
+        staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for orphan in target.parent.glob(f".{target.name}.*.partial"):  # left by a killed process
+                orphan.unlink(missing_ok=True)
+            with staging.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(target)
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its zip writer, with the OSError as its context.
+            cause = error if isinstance(error, OSError) else error.__context__
+            staging.unlink(missing_ok=True)
+            if not isinstance(error, OSError) and not isinstance(cause, OSError) and "write" not in str(error):
+                raise
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
+            raise CheckpointSaveError(
+                f"cannot save checkpoint {target}: {reason}; the previous checkpoint is untouched. "
+                f"Free some space or choose another folder with --trainer.default_root_dir"
+            ) from error
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load a checkpoint; only tensors and plain values are accepted, whatever `weights_only` says.
+
+        Raises:
+            WeightsError: the file is missing, corrupt, or holds other objects.
+        """
+        if not Path(path).is_file():
+            raise WeightsError(f"checkpoint {path} does not exist")
+        try:
+            content = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:
+            raise WeightsError(
+                f"checkpoint {path} cannot be read (damaged, or not made by us): {first_line(error)}"
+            ) from error
+        if not isinstance(content, dict) or "state_dict" not in content:
+            raise WeightsError(f"{path} is not a checkpoint of a training run: it has no 'state_dict'")
+        return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's entry of the renamed file, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Loading of weight files: safe (no pickled code) and strict (every key accounted for)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from avcap_zoo.errors import WeightsError
+
+_LISTED = 8
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a flat dict of tensors from a .safetensors file or a torch file, without running code from it.
+
+    A torch file may nest its tensors under "model" or "state_dict".
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        WeightsError: the file is missing, truncated, holds more than tensors, or is no weight file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weight file {path} does not exist; checkpoints/README.md says where each file comes from")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds Python objects beside tensors and is not loaded; ask its author for safetensors"
+        ) from error
+    except Exception as error:
+        raise WeightsError(f"{path} cannot be read as weights (truncated?): {first_line(error)}") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} is not a flat dict of tensors")
+    return content
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Copy tensors into a module; every name and shape must fit.
+
+    Args:
+        module: receives the values.
+        tensors: name to value, in the module's own names.
+        origin: what the tensors are, for the message.
+
+    Raises:
+        WeightsError: missing, unknown or mis-shaped names; all kinds are listed at once.
+    """
+    problems = compare_keys({name: tuple(t.shape) for name, t in module.state_dict().items()}, tensors)
+    if problems:
+        raise WeightsError(f"{origin} does not fit the model: {problems}")
+    module.load_state_dict(dict(tensors))
+
+
+def compare_keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
+    """One line on how the names and shapes of `found` differ from `wanted`; empty when they do not."""
+    parts = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unknown": sorted(found.keys() - wanted.keys()),
+        "other shape": [
+            f"{name} {tuple(found[name].shape)}, wanted {wanted[name]}"
+            for name in sorted(wanted.keys() & found.keys())
+            if tuple(found[name].shape) != wanted[name]
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        for kind, names in parts.items()
+        if names
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or its type when it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def hub_error(source: str, key: str) -> Iterator[None]:
+    """Turn the many ways in which transformers fails to find a model into one line that names the config key.
+
+    Args:
+        source: hub id or folder that is being loaded.
+        key: config key the source came from.
+
+    Raises:
+        WeightsError: in place of OSError, ValueError and UnpicklingError.
+    """
+    try:
+        yield
+    except (OSError, ValueError, UnpicklingError) as error:
+        raise WeightsError(
+            f"{key}: cannot load {source!r}: {first_line(error)} "
+            f"(give a local folder in transformers format, or a hub id you have access to)"
+        ) from error

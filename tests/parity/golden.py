@@ -1,0 +1,52 @@
+"""Golden cases: inputs, weights and outputs computed with the official implementations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@dataclass
+class GoldenCase:
+    """One case: its config, tensors and tolerances."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    tolerance: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def weights(self, prefix: str = "weight.") -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def check(self, name: str, got: Tensor) -> None:
+        """Compare with the case's own rule: abs(got - want) <= atol + rtol * abs(want), or exact."""
+        want, tolerance = self.tensors[name], self.tolerance[name]
+        if tolerance == "exact":
+            assert torch.equal(got.to(want.dtype), want), f"{self.name}: {name} differs"
+            return
+        assert got.shape == want.shape, f"{self.name}: {name} is {tuple(got.shape)}, wanted {tuple(want.shape)}"
+        excess = (got.detach() - want).abs() - tolerance["atol"] - tolerance["rtol"] * want.abs()
+        assert float(excess.max()) <= 0, f"{self.name}: {name} is off by {float((got - want).abs().max()):.3g}"
+
+
+def golden_names(system: str, prefix: str) -> list[str]:
+    """Names of the cases of one kind, sorted."""
+    return sorted(path.stem for path in (GOLDEN / system).glob(f"{prefix}*.json"))
+
+
+def load_case(system: str, name: str) -> GoldenCase:
+    """Read one case."""
+    manifest = json.loads((GOLDEN / system / f"{name}.json").read_text())
+    tensors = load_file(GOLDEN / system / manifest["file"])
+    return GoldenCase(name, manifest["config"], tensors, manifest["tolerance"])
