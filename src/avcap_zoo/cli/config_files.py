@@ -7,19 +7,21 @@ value that the parser refused. jsonargparse reads the files once more on its own
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, closest
 
 Scalar: TypeAlias = "str | int | float | bool | None"
 Content: TypeAlias = "dict[str, Located] | list[Located] | Scalar"
+
+
+PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 class ScalarLoader(yaml.SafeLoader):
@@ -41,7 +43,7 @@ class Located:
 
     Args:
         content: a dict or list of further Located, or a scalar.
-        where: `file:line`, or the command-line option.
+        where: `file:line`, or "command line".
         layer: which file, in the order given, counted from 0; the command line comes after them.
     """
 
@@ -140,6 +142,8 @@ def _located(loader: ScalarLoader, node: Node, name: str, layer: int, above: tup
     if id(node) in above:
         raise CommandLineError(f"{where}: the value contains itself")
     above = (*above, id(node))
+    if not isinstance(node, ScalarNode) and node.tag not in PLAIN_TAGS:
+        loader.construct_object(node, deep=True)  # raises on tags that would run code
     if isinstance(node, MappingNode):
         _refuse_twins(node, name)
         loader.flatten_mapping(node)
@@ -172,17 +176,8 @@ def _file_suggestion(missing: Path) -> str:
     folder = missing.parent
     if not folder.is_dir():
         return f"; there is no folder {folder}"
-    names = [entry.name for entry in _yaml_files(folder)]
-    match = get_close_matches(missing.name, names, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean {folder / match[0]}?"
-    return f"; {folder} holds {', '.join(sorted(names))}" if 0 < len(names) <= 12 else ""
-
-
-def _yaml_files(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if entry.suffix in {".yaml", ".yml", ".json"})
-
-
-def top_level_keys(located: Located) -> Mapping[str, Located]:
-    """The keys of a file and their values."""
-    return located.content if isinstance(located.content, dict) else {}
+    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in {".yaml", ".yml", ".json"}}
+    match = closest(missing.stem, files)
+    if match is not None:
+        return f"; did you mean {files[match]}?"
+    return f"; {folder} holds {', '.join(file.name for file in files.values())}" if 0 < len(files) <= 12 else ""

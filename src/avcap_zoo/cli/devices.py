@@ -33,7 +33,9 @@ def check_accelerator(name: str) -> None:
         )
     candidates = ("cuda", "mps") if name == "gpu" else (name,)
     if name != "auto" and not any(AcceleratorRegistry.get(each).is_available() for each in candidates):
-        build = "" if torch.version.cuda or "cuda" not in candidates else f"; this torch ({torch.__version__}) has no CUDA"
+        build = (
+            "" if torch.version.cuda or "cuda" not in candidates else f"; this torch ({torch.__version__}) has no CUDA"
+        )
         raise DeviceError(
             f"trainer.accelerator is {name}, but there is no such device here{build}; use --trainer.accelerator cpu"
         )

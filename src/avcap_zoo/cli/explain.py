@@ -26,6 +26,8 @@ from avcap_zoo.cli.short_names import TABLES, dotted_path
 from avcap_zoo.cli.usage import CommandLineError, suggestion
 from avcap_zoo.errors import AvcapError
 
+COMMAND_LINE = "command line"
+LISTED_PROBLEMS = 8
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 SHORTHAND_MODULES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
 """Where jsonargparse, too, finds classes by their bare name."""
@@ -55,7 +57,10 @@ def explain(
     """
     search = _Search(known, bases)
     try:
-        return "\n  ".join(search.problems(arguments)) or _shortened(refusal)
+        found = search.problems(arguments, something_is_missing="required" in refusal)
+        if len(found) > LISTED_PROBLEMS:
+            found[LISTED_PROBLEMS:] = [f"and {len(found) - LISTED_PROBLEMS} more"]
+        return "\n  ".join(found) or _shortened(refusal)
     except CommandLineError as error:  # a file named inside a file is missing or broken
         return str(error)
 
@@ -66,15 +71,28 @@ class _Search:
         self.bases = bases
         self.found: list[str] = []
 
-    def problems(self, arguments: Sequence[str]) -> list[str]:
+    def problems(self, arguments: Sequence[str], *, something_is_missing: bool) -> list[str]:
+        self._check_help(arguments)
         merged = Located({}, "")
         for layer in read_layers(arguments):
             merged = self._with_layer(merged, layer)
             self._check_top(merged)
             if self.found:
-                return self.found
-        self._check_complete(merged)
+                return sorted(self.found, key=_line)
+        if something_is_missing:
+            self._check_complete(merged)
         return self.found
+
+    def _check_help(self, arguments: Sequence[str]) -> None:
+        for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+            option, _, name = word.partition("=")
+            name = name or following
+            key = option.removeprefix("--").removesuffix(".help")
+            if option.endswith(".help") and key in self.bases and not name.startswith("-"):
+                try:
+                    import_class(name, TABLES[key])
+                except UnknownClassError as error:
+                    self.found.append(f"{option}: {error}")
 
     def _with_layer(self, merged: Located, layer: Located) -> Located:
         if not isinstance(layer.content, dict):
@@ -202,8 +220,7 @@ class _Search:
             if named is None:
                 continue
             target = import_class(str(named.content), table)
-            given = {name for name, _ in _entries(value.get("init_args") or Located({}, ""))}
-            missing = [name for name in required_arguments(target) if name not in given]
+            missing = missing_arguments(target, value.get("init_args"))
             self.found += [
                 f"{key}.init_args.{name} is missing, {target.__name__} needs it (--{key}.{name})" for name in missing
             ]
@@ -230,7 +247,7 @@ def read_layers(arguments: Sequence[str]) -> Iterator[Located]:
         keys = option.removeprefix("--").removesuffix("+").split(".")
         # `--trainer.callbacks.monitor` speaks of the last item of a list, which this reading does not follow.
         if keys[-1] != "help" and (keys[0] != "trainer" or len(keys) == 2):
-            yield nested(keys, _from_command_line(option, value, layer))
+            yield nested(keys, _from_command_line(value, layer))
 
 
 def import_class(path: str, table: Mapping[str, str]) -> Any:
@@ -247,7 +264,7 @@ def import_class(path: str, table: Mapping[str, str]) -> Any:
     if not module_name:
         if table:
             raise UnknownClassError(
-                f"no short name {path!r}, wanted one or package.module.Class{suggestion(path, table)}"
+                f"{path!r} is neither a short name nor package.module.Class{suggestion(path, table)}"
             )
         modules = [import_module(module) for module in SHORTHAND_MODULES]
         return next((getattr(module, path) for module in modules if hasattr(module, path)), None)
@@ -287,19 +304,26 @@ def argument_hints(target: Any) -> dict[str, Any]:
         return _resolved(target)
     hints: dict[str, Any] = {}
     for base in reversed(inspect.getmro(target)):
-        if "__init__" in vars(base):
-            hints |= _resolved(base.__init__)
+        hints |= _resolved(vars(base).get("__init__"))
     return hints
 
 
-def required_arguments(target: Any) -> list[str]:
-    """Names without a default in the signature of a class."""
-    return [
-        name
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
-    ]
+def missing_arguments(target: Any, given: Located | None) -> list[str]:
+    """Dotted names without a default that `given` lacks; a dataclass counts by its fields."""
+    hints = argument_hints(target)
+    missing = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.default is not parameter.empty or parameter.kind in {
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        }:
+            continue
+        value = None if given is None else given.get(name)
+        if dataclasses.is_dataclass(hints.get(name)):
+            missing += [f"{name}.{inner}" for inner in missing_arguments(hints[name], value)]
+        elif value is None:
+            missing.append(name)
+    return missing
 
 
 def fits(hint: Any, value: object) -> bool:
@@ -349,7 +373,7 @@ def _without_lost_arguments(merged: Located, key: str, new: Located) -> Located:
     if named is None or old_args is None or not isinstance(merged.content, dict):
         return merged
     with suppress(UnknownClassError):
-        names = argument_names(import_class(str(named.content), {}))
+        names = argument_names(import_class(str(named.content), TABLES[key]))
         kept: dict[str, Located] = {name: value for name, value in _entries(old_args) if name in names}
         section = {name: value for name, value in _entries(merged.content[key]) if name != "init_args"}
         section["init_args"] = Located(dict(kept), old_args.where, old_args.layer)
@@ -360,7 +384,7 @@ def _without_lost_arguments(merged: Located, key: str, new: Located) -> Located:
 def _with_init_args(value: Located) -> Located:
     """`{class_path, init_args}` also where arguments stand directly beside or without the two."""
     direct = {key: argument for key, argument in _entries(value) if key not in CLASS_KEYS}
-    if not direct or value.get("init_args") is not None and value.get("class_path") is not None:
+    if not direct or (value.get("init_args") is not None and value.get("class_path") is not None):
         return Located(dict(_entries(value)), value.where, value.layer)
     section = {key: argument for key, argument in _entries(value) if key in CLASS_KEYS}
     init_args = Located(dict(direct), value.where, value.layer)
@@ -368,13 +392,13 @@ def _with_init_args(value: Located) -> Located:
     return Located(dict(section), value.where, value.layer)
 
 
-def _from_command_line(option: str, text: str, layer: int) -> Located:
+def _from_command_line(text: str, layer: int) -> Located:
     try:
-        located = locate(text, option, layer)
+        located = locate(text, COMMAND_LINE, layer)
     except CommandLineError:
         located = None
-    value = Located(text, option, layer) if located is None else located
-    value.where = option
+    value = Located(text, COMMAND_LINE, layer) if located is None else located
+    value.where = COMMAND_LINE
     return value
 
 
@@ -396,6 +420,12 @@ def _resolved(target: Any) -> dict[str, Any]:
     with suppress(NameError, TypeError, AttributeError):
         return typing.get_type_hints(target)
     return {}
+
+
+def _line(problem: str) -> int:
+    """The number in `file:line: ...`; 0 for the command line."""
+    place = problem.split(":")[1]
+    return int(place) if place.isdigit() else 0
 
 
 def _shortened(refusal: str) -> str:

@@ -8,11 +8,13 @@ be used as given, 130 interrupted. Errors that are nobody's but ours keep their 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from avcap_zoo.cli.usage import CommandLineError, suggestion
 from avcap_zoo.errors import AvcapError
@@ -62,7 +64,29 @@ def avcap(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(prog: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _exit_code(prog, verbs, list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone(sys.stdout.fileno()):
+            raise  # another pipe, such as a data worker's
+        # What Python still holds back would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _reader_is_gone(descriptor: int) -> bool:
+    """Whether nobody reads our output any more, as after `| head`."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _exit_code(prog: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int:
     name = f"{prog} {arguments[0]}" if arguments and arguments[0] in verbs else prog
     try:
         return _dispatch(prog, verbs, arguments)
@@ -80,10 +104,6 @@ def _run(prog: str, verbs: Mapping[str, Verb], argv: Sequence[str] | None) -> in
         if isinstance(stop.__context__, KeyboardInterrupt):
             return 130
         raise
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; what Python still holds back would fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _dispatch(prog: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int:
@@ -96,7 +116,7 @@ def _dispatch(prog: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int
 
         print("\n".join(version_lines()))
         return 0
-    if first not in verbs:
+    if first is None or first not in verbs:
         raise CommandLineError(_wrong_start(prog, verbs, arguments))
     if first in TRAINER_VERBS:
         check_arguments(prog, arguments)
@@ -181,7 +201,8 @@ def _is_value(word: str | None) -> bool:
 
 
 def _is_pipe(file: str) -> bool:
-    return os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file)  # noqa: PTH110, PTH112, PTH113
+    path = Path(file)
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _stray(prog: str, verb: str, word: str, files: list[str]) -> str:

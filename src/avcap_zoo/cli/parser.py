@@ -1,26 +1,29 @@
 """The Trainer's four verbs: Lightning's own command line, made to say where a mistake stands.
 
-What differs from stock LightningCLI 2.6, and why, is measured in the tests of this folder: the model and the data
-module are required and typed (exceptions keep their type), a checkpoint's hyper-parameters never override what the
-user wrote, option names may not be abbreviated, short names of systems work, and no optimizer can be slipped in.
+What differs from stock LightningCLI 2.6: the model and the data module are required and typed (exceptions keep their
+type), a checkpoint's hyper-parameters never override what the user wrote, option names may not be abbreviated, short
+names of systems work, and no optimizer can be slipped in. tests/integration/test_cli_runs.py pins each of these.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import typing
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from avcap_zoo.cli.devices import check_accelerator
@@ -28,7 +31,7 @@ from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_nam
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.errors import ConfigError
+from avcap_zoo.errors import ConfigError, MissingExtraError
 from avcap_zoo.systems.base import CaptionSystem
 
 PARSER_MODE = "avcap_yaml"
@@ -161,6 +164,26 @@ class CaptionCLI(LightningCLI):
             check_accelerator(accelerator)
 
     @override
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor raises keeps its type, however deep it stands.
+
+        Raises:
+            MissingExtraError: a logger, callback or plugin needs a package that is not installed.
+            CommandLineError: one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            origin = _origin(error)
+            if origin is error:
+                raise
+            if isinstance(origin, ImportError):
+                raise MissingExtraError(_first_lines(origin)) from error
+            if isinstance(origin, MisconfigurationException):
+                raise CommandLineError(_first_lines(origin)) from error
+            raise origin from None
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with our folder, loggers and checkpoint writer where the user named none.
 
@@ -174,8 +197,15 @@ class CaptionCLI(LightningCLI):
             ours["logger"] = _default_loggers(root)
         try:
             return super().instantiate_trainer(**ours | kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise CommandLineError(f"trainer: {_first_lines(error)}") from error
+
+    def after_fit(self) -> None:
+        """Name the checkpoint that `test` wants."""
+        for callback in self.trainer.checkpoint_callbacks:
+            path = getattr(callback, "best_model_path", "")
+            if path:
+                rank_zero_info(f"best checkpoint: {os.path.relpath(path)}")
 
 
 def run(prog: str, arguments: Sequence[str]) -> None:
@@ -189,12 +219,22 @@ def run(prog: str, arguments: Sequence[str]) -> None:
         CommandLineError: the command or a file cannot be used as given.
         AvcapError: of the run.
     """
+    # Lightning 2.6 asks torch >= 2.12 in a way that torch calls deprecated; users can do nothing about it.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
         CaptionCLI(prog, arguments)
     except MisconfigurationException as error:
         raise ConfigError(_first_lines(error)) from error
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What a constructor raised, out of jsonargparse's frames around it."""
+    frames = ("Does not validate against any of the Union subtypes", "Problem with given class_path")
+    while error.__cause__ is not None and str(error).startswith(frames):
+        error = error.__cause__
+    return error
 
 
 def _load(text: str) -> Any:
@@ -220,6 +260,6 @@ def _default_loggers(root: Path | str) -> list[Logger]:
     return [csv, TensorBoardLogger(root, name="", version=csv.version)]
 
 
-def _first_lines(error: Exception) -> str:
+def _first_lines(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "\n  ".join(lines[:3])

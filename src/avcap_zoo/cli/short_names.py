@@ -42,7 +42,7 @@ def short_name(class_path: str) -> str:
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line with short names replaced after `--model`, `--model.class_path` and `--model.help` (and data)."""
+    """The command line with short names replaced after `--model`, `--model.class_path`, `--model.help`; so for data."""
     options = {f"--{key}{part}": key for key in TABLES for part in ("", ".class_path", ".help")}
     expanded: list[str] = []
     pending: str | None = None

@@ -16,6 +16,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was most likely meant to be, whatever its case; None when nothing is close."""
     by_lower = {name.lower(): name for name in known}
     matches = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    matches = matches or sorted((name for name in by_lower if name.startswith(word.lower())), key=len)
     return by_lower[matches[0]] if matches else None
 
 

@@ -75,9 +75,11 @@ def kaldi_fbank(
     with torch.autocast(waveform.device.type, enabled=False):
         frames = waveform.float().unfold(1, length, shift)
         frames = frames - frames.mean(dim=2, keepdim=True)
-        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-        window = torch.hann_window(length, periodic=False, dtype=torch.float32, device=waveform.device)
-        spectrum = torch.fft.rfft((frames - preemphasis * previous) * window, n=fft_size)
+        emphasised = torch.empty_like(frames)
+        emphasised[..., 0] = (1 - preemphasis) * frames[..., 0]
+        emphasised[..., 1:] = frames[..., 1:].sub(frames[..., :-1], alpha=preemphasis)
+        emphasised *= torch.hann_window(length, periodic=False, dtype=torch.float32, device=waveform.device)
+        spectrum = torch.fft.rfft(emphasised, n=fft_size)
         power = spectrum.real.square() + spectrum.imag.square()
         filters = _kaldi_mel_filters(num_mel_bins, fft_size, sample_rate_hz, low_hz, high_hz or sample_rate_hz / 2)
         energies = power[..., : fft_size // 2] @ filters.to(waveform.device)
@@ -131,10 +133,9 @@ def normalised_fbank(
     Source: released dataset code (spec sections 1.2 and 12.5).
     """
     with torch.autocast(waveform.device.type, enabled=False):
-        real = length_mask(num_samples, waveform.shape[1])
-        waveform = waveform.float() * real
-        clip_mean = waveform.sum(dim=1, keepdim=True) / num_samples.clamp_min(1)[:, None]
-        waveform = torch.where(real, waveform - clip_mean, 0.0)
+        # Zero padding does not change the sum, and frames that touch it are masked below.
+        waveform = waveform.float()
+        waveform = waveform - waveform.sum(dim=1, keepdim=True) / num_samples.clamp_min(1)[:, None]
         log_mel = kaldi_fbank(
             waveform, sample_rate_hz=sample_rate_hz, num_mel_bins=num_mel_bins, frame_shift_ms=frame_shift_ms
         )[:, :target_length]

@@ -1,0 +1,99 @@
+"""Videos, and folders of pictures, to a fixed number of frames spread evenly over the clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avcap_zoo.data_modules.media.image import read_image
+from avcap_zoo.errors import MediaError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.reformatter import VideoReformatter
+
+MAX_DURATION_S = 3600.0
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def frame_times_s(duration_s: float, num_frames: int) -> NDArray[np.float64]:
+    """Middle of each of `num_frames` equal parts of a clip, in seconds."""
+    return (np.arange(num_frames) + 0.5) * duration_s / num_frames
+
+
+def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
+    """Read K frames spread evenly over a video or over a folder of pictures in name order.
+
+    A video shows at each of `frame_times_s` the frame that a player would show then. Frames are resized to `size_px`
+    on the shorter side and cropped at the centre.
+
+    Args:
+        path: video file, or folder of jpg, png or webp files.
+        num_frames: K.
+        size_px: side of the square frames.
+        clip_id: named in errors.
+
+    Returns:
+        (K, 3, size_px, size_px) uint8.
+
+    Raises:
+        MediaError: missing, without pictures, undecodable, or longer than an hour.
+    """
+    if path.is_dir():
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        if not pictures:
+            raise MediaError(clip_id, path, "the folder holds no pictures")
+        chosen = np.minimum(frame_times_s(len(pictures), num_frames).astype(int), len(pictures) - 1)
+        return np.stack([read_image(pictures[index], size_px, clip_id) for index in chosen])
+    if not path.is_file():
+        raise MediaError(clip_id, path, "no such file")
+    return _read_video(path, num_frames, size_px, clip_id)
+
+
+def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(clip_id, path, "the file has no pictures")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # clips are small; data workers are the parallelism
+            if stream.duration is not None and stream.time_base is not None:
+                duration_s = float(stream.duration * stream.time_base)
+            else:
+                duration_s = float(container.duration or 0) / 1e6
+            if duration_s > MAX_DURATION_S:
+                raise MediaError(clip_id, path, f"declares {duration_s:.0f} s of video, at most 3600 are read")
+            wanted_s = frame_times_s(duration_s, num_frames)
+            reformatter = VideoReformatter()  # one scaler for all frames: making it costs more than using it
+            shown: list[NDArray[np.uint8]] = []
+            current = None
+            for frame in container.decode(stream):
+                repeats = int(np.searchsorted(wanted_s, float(frame.time or 0.0))) - len(shown)
+                if current is not None and repeats > 0:
+                    shown += [_square(current, size_px, reformatter)] * repeats
+                if len(shown) == num_frames:
+                    break
+                current = frame
+            if current is not None and len(shown) < num_frames:
+                shown += [_square(current, size_px, reformatter)] * (num_frames - len(shown))
+    except av.error.FFmpegError as error:
+        raise MediaError(clip_id, path, f"not decodable as video: {error.strerror or error}") from error
+    if not shown:
+        raise MediaError(clip_id, path, "the video holds no frames")
+    return np.stack(shown)
+
+
+def _square(frame: VideoFrame, size_px: int, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """(3, size, size) of a decoded frame, upright."""
+    scale = size_px / min(frame.width, frame.height)
+    width, height = max(size_px, round(frame.width * scale)), max(size_px, round(frame.height * scale))
+    rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    top, left = (height - size_px) // 2, (width - size_px) // 2
+    square: NDArray[np.uint8] = rgb[top : top + size_px, left : left + size_px].transpose(2, 0, 1)
+    return np.rot90(square, int(frame.rotation or 0) // 90, axes=(1, 2)) if frame.rotation else square

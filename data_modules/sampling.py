@@ -1,0 +1,85 @@
+"""The order in which clips are drawn: a function of seed and epoch alone, so that a run resumes in mid-epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from avcap_zoo.batch import Batch
+
+Draw = tuple[int, int]
+"""(epoch, position in the order of that epoch)."""
+
+
+def epoch_order(num_clips: int, seed: int, epoch: int) -> torch.Tensor:
+    """(num_clips,) permutation of clip indices that every process and worker computes alike."""
+    return torch.randperm(num_clips, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+class EpochSampler(DistributedSampler[Draw]):
+    """Gives each process its share of an epoch's positions, from any starting position.
+
+    Every process gets equally many draws; positions beyond the end wrap around.
+
+    Args:
+        num_clips: clips in the split.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1) -> None:
+        # Lightning leaves samplers of this type alone. Its own __init__ wants a data set we do not need.
+        self.num_clips = num_clips
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to an epoch (Lightning calls this); a start set by `resume` holds for its own epoch only."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def resume(self, epoch: int, consumed: int) -> None:
+        """Start within `epoch` after `consumed` clips over all processes; a finished epoch leads to the next."""
+        if consumed >= self.num_clips:
+            epoch, consumed = epoch + 1, 0
+        self.epoch, self.start = epoch, consumed
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Draws of this process from the starting position on."""
+        end = len(self) * self.world_size
+        for position in range(self.start + self.rank, end, self.world_size):
+            yield self.epoch, position % self.num_clips
+
+    def __len__(self) -> int:
+        """Draws of this process in a whole epoch, wherever it starts."""
+        return -(-self.num_clips // self.world_size)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that Lightning saves and restores in mid-epoch.
+
+    Args:
+        sampler: the `EpochSampler` in use.
+        progress: gives (epoch, batches trained in it by this process).
+        options: of torch's DataLoader.
+    """
+
+    def __init__(self, *, sampler: EpochSampler, progress: Callable[[], tuple[int, int]], **options: Any) -> None:
+        super().__init__(sampler=sampler, **options)
+        self._epoch_sampler = sampler
+        self._progress = progress
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and clips consumed in it over all processes."""
+        epoch, batches = self._progress()
+        assert self.batch_size is not None
+        return {"epoch": epoch, "consumed": batches * self.batch_size * self._epoch_sampler.world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state` was taken."""
+        self._epoch_sampler.resume(state["epoch"], state["consumed"])

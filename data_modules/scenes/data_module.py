@@ -1,0 +1,82 @@
+"""The embedded scenes as a data module: generate once, then read like AudioCaps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from avcap_zoo.data_modules.audiocaps import AudioCapsDataModule
+from avcap_zoo.data_modules.base import Split, SplitIndex
+from avcap_zoo.data_modules.scenes.export import generate_scenes
+from avcap_zoo.errors import DataError
+
+
+class ScenesDataModule(AudioCapsDataModule):
+    """Procedural clips in AudioCaps' files, with labelled sounds and boxes beside the captions.
+
+    Args:
+        root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/scenes`.
+        num_train: training clips.
+        num_val: validation clips.
+        num_test: test clips, of which no setting ever sees one before `test`.
+        scene_seed: of the generator.
+        scene_size_px: side of the generated pictures.
+        options: see `AudioCapsDataModule` and `CaptionDataModule`.
+    """
+
+    name = "scenes"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        num_train: int = 2000,
+        num_val: int = 100,
+        num_test: int = 300,
+        scene_seed: int = 0,
+        scene_size_px: int = 64,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        self.counts: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
+        self.scene_seed = scene_seed
+        self.scene_size_px = scene_size_px
+        self.scenes_root = self.root
+        self.root = self.scenes_root / "audiocaps"
+
+    def prepare_data(self) -> None:
+        """Generate what is not there yet, then check the folder."""
+        generate_scenes(
+            self.scenes_root,
+            counts=self.counts,
+            formats=("audiocaps",),
+            seed=self.scene_seed,
+            image_size_px=self.scene_size_px,
+        )
+        super().prepare_data()
+
+    def read_split(self, split: Split) -> SplitIndex:
+        """Read the split like AudioCaps, and add what was heard and seen when."""
+        index = super().read_split(split)
+        annotations = _annotations(self.root / "annotations.jsonl", split)
+        for record in index.records:
+            known = annotations.get(record.clip_id)
+            if known is None:
+                raise DataError(
+                    f"{self.root / 'annotations.jsonl'} lacks clip {record.clip_id}; delete {self.scenes_root}"
+                )
+            record.duration_s = known["duration_s"]
+            record.sounds = known["sounds"]
+            record.objects = [
+                {key: seen[key] for key in ("label", "onset_s", "offset_s", "box")} for seen in known["objects"]
+            ]
+        return index
+
+
+def _annotations(path: Path, split: Split) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; delete the folder above it and run again")
+    with path.open(encoding="utf-8") as file:
+        rows = (json.loads(line) for line in file)
+        return {row["clip_id"]: row for row in rows if row["split"] == split}

@@ -1,0 +1,302 @@
+"""A short training of self-made backbones, in the place of the pre-training that CED, CLIP and Llama bring.
+
+Without it a LAVCap built from configs alone learns next to nothing: the encoders must be competent before captions can
+teach the rest. It needs data with labelled sounds and boxes, such as the embedded scenes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from avcap_zoo import __version__
+from avcap_zoo.backbones.audio.ced import PATCH_SIZE
+from avcap_zoo.backbones.language import CausalLanguageModel
+from avcap_zoo.batch import Batch
+from avcap_zoo.data_modules.base import CaptionDataModule, Split
+from avcap_zoo.errors import ConfigError
+from avcap_zoo.systems.lavcap.model import LAVCapModel
+from avcap_zoo.systems.lavcap.module import LAVCap
+
+
+class PrepareBackbones(Callback):
+    """Before a fit from nothing, teach the audio encoder sounds, the vision encoder objects, the language model captions.
+
+    Only backbones without a source of their own are touched. The result is kept in a cache folder under a key of
+    everything it depends on, so a second run starts at once; several processes share one cache. At the end the
+    frozen vision encoder's features of the training and validation clips are stored there too, and the data module
+    reads those instead of decoding pictures again and again.
+
+    Args:
+        audio_steps: optimizer steps on time-wise sound labels; 0 = leave the audio encoder as it is.
+        vision_steps: steps on frame-wise object labels.
+        language_steps: steps on the training captions alone.
+        batch_size: clips or captions per step; frames per step are eight times as many.
+        lr: peak learning rate of AdamW, one cosine down to zero after a tenth of warm-up.
+        seed: of initial draws.
+        cache_dir: None = `~/.cache/avcap_zoo/prepared`.
+    """
+
+    def __init__(
+        self,
+        audio_steps: int = 300,
+        vision_steps: int = 1200,
+        language_steps: int = 250,
+        batch_size: int = 16,
+        lr: float = 2e-3,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.steps = {"vision_encoder": vision_steps, "audio_encoder": audio_steps, "language": language_steps}
+        self.batch_size = batch_size
+        self.lr = lr
+        self.seed = seed
+        self.cache_dir = (
+            Path(cache_dir).expanduser() if cache_dir else Path.home() / ".cache" / "avcap_zoo" / "prepared"
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare on the first process, then give the result to all.
+
+        Raises:
+            ConfigError: used with another system, or with data without labels.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, LAVCap) or not isinstance(data, CaptionDataModule):
+            raise ConfigError("PrepareBackbones prepares LAVCap on a data module of this package, found something else")
+        model = pl_module.model
+        folder = self.cache_dir / _key(data, self._settings(pl_module), "data")
+        if not pl_module.prepared:
+            if trainer.is_global_zero:
+                for name in [name for name in self.steps if name in model.self_made and self.steps[name]]:
+                    self._prepare_or_load(name, pl_module, data, folder)
+            for name in model.self_made:
+                for tensor in getattr(model, name).state_dict().values():
+                    tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
+        if model.fusion.settings.needs_vision:
+            features = folder / f"features-{_state_key(model.vision_encoder)}"
+            if trainer.is_global_zero:
+                with FileLock(f"{features}.lock"):
+                    store_visual_features(model, data, features, pl_module.device)
+            trainer.strategy.barrier()
+            data.use_feature_folder(features)
+
+    def _settings(self, module: LAVCap) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+        }
+
+    def _prepare_or_load(self, name: str, module: LAVCap, data: CaptionDataModule, folder: Path) -> None:
+        part = getattr(module.model, name)
+        settings = {
+            "audio_encoder": module.audio,
+            "vision_encoder": module.vision,
+            "language": module.language,
+        }[name]
+        path = folder / f"{name}-{_hash({'steps': self.steps[name], **asdict(settings)})}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if path.is_file():
+                rank_zero_info(f"{name}: prepared weights from {path}")
+                part.load_state_dict(load_file(path))
+                return
+            training_before = part.training
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self._train(name, module, data)
+            part.train(training_before)
+            staging = path.with_suffix(".partial")
+            save_file({key: value.clone() for key, value in part.state_dict().items()}, staging)
+            staging.replace(path)
+
+    def _train(self, name: str, module: LAVCap, data: CaptionDataModule) -> None:
+        """A plain training loop over one backbone."""
+        part = getattr(module.model, name)
+        steps = self.steps[name]
+        task = {"audio_encoder": sound_task, "vision_encoder": object_task, "language": caption_task}[name]
+        head, losses = task(module.model, data, self.batch_size, module.device)
+        trainable = {p: p.requires_grad for p in part.parameters()}
+        part.requires_grad_(True).train()
+        parameters = [*part.parameters(), *head.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
+        with torch.enable_grad(), tqdm(total=steps, desc=f"preparing {name}", mininterval=1.0) as bar:
+            for step, loss in zip(range(steps), losses(), strict=False):
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                scheduler.step()
+                bar.update()
+                if step % 20 == 0:
+                    bar.set_postfix(loss=f"{loss.item():.3f}")
+        optimizer.zero_grad()
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+
+
+Task = tuple[nn.Module, Callable[[], Iterator[Tensor]]]
+
+
+def sound_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+    """Which labelled sounds are heard during each audio token, as binary cross-entropy.
+
+    Args:
+        model: its audio encoder is trained.
+        data: needs `sound_events`.
+        batch_size: clips per step.
+        device: where to compute.
+
+    Returns:
+        A throw-away linear head and a generator of losses without end.
+
+    Raises:
+        ConfigError: the data has no labelled sounds.
+    """
+    labels = _labels(data, "sounds")
+    settings = model.audio_settings.encoder
+    token_s = PATCH_SIZE * settings.frame_shift_ms / 1000
+    head = nn.Linear(settings.embed_dim, len(labels)).to(device)
+
+    def losses() -> Iterator[Tensor]:
+        for batch in _endless(data, batch_size, ("audio",)):
+            assert batch.sound_events is not None
+            batch = batch.to(device)
+            assert batch.waveform is not None
+            assert batch.num_samples is not None
+            logits = head(model.encode_spectrogram(model.spectrogram(batch.waveform, batch.num_samples)))
+            starts = torch.arange(logits.shape[1]) * token_s
+            target = torch.zeros(logits.shape)
+            for row, events in enumerate(batch.sound_events):
+                for event in events:
+                    heard = (starts + token_s > event.onset_s) & (starts < event.offset_s)
+                    target[row, :, labels[event.label]] += heard
+            yield F.binary_cross_entropy_with_logits(logits, target.clamp_max(1).to(device))
+
+    return head, losses
+
+
+def object_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+    """Which labelled objects are seen in single frames, as binary cross-entropy; arguments as in `sound_task`."""
+    labels = _labels(data, "objects")
+    head = nn.Linear(model.vision_encoder.embed_dim, len(labels)).to(device)
+    frames, targets = [], []
+    for batch in tqdm(data.plain_loader("train", batch_size, ("visual",)), desc="reading pictures", mininterval=1.0):
+        assert batch.frames is not None
+        assert batch.boxes is not None
+        target = torch.zeros((*batch.frames.shape[:2], len(labels)))
+        for row, boxes in enumerate(batch.boxes):
+            for box in boxes:
+                target[row, box.frame, labels[box.label]] = 1
+        frames.append(batch.frames.flatten(0, 1))
+        targets.append(target.flatten(0, 1))
+    all_frames, all_targets = torch.cat(frames), torch.cat(targets)
+
+    def losses() -> Iterator[Tensor]:
+        while True:
+            chosen = torch.randint(len(all_frames), (8 * batch_size,))
+            logits = head(model.vision_encoder(all_frames[chosen][:, None].to(device))[:, 0])
+            yield F.binary_cross_entropy_with_logits(logits, all_targets[chosen].to(device))
+
+    return head, losses
+
+
+def caption_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+    """Next-token prediction of the training captions alone; arguments as in `sound_task`."""
+    language: CausalLanguageModel = model.language
+    records = data.records("train")
+    captions = [caption for index in range(len(records)) for caption in records[index].captions]
+    embed = language.model.get_input_embeddings()
+
+    def losses() -> Iterator[Tensor]:
+        none = (
+            torch.zeros((batch_size, 0), dtype=torch.long, device=device),
+            torch.zeros((batch_size, 0), dtype=torch.bool, device=device),
+        )
+        prefix = torch.zeros((batch_size, 0, embed.embedding_dim), device=device)
+        while True:
+            chosen = [captions[index] for index in torch.randint(len(captions), (batch_size,)).tolist()]
+            ids = language.token_ids(chosen, end=True)
+            yield language.loss(language.wrap(prefix, none[1], none, none, ids))
+
+    return nn.Identity(), losses
+
+
+def store_visual_features(model: LAVCapModel, data: CaptionDataModule, folder: Path, device: torch.device) -> None:
+    """Write one .npy (frames, width) per training and validation clip, as LAVCap's release lays them out.
+
+    Args:
+        model: its vision encoder sees every frame once, without gradient.
+        data: gives the frames.
+        folder: `<split>/<clip id>.npy` below it; clips that are there already are not seen again.
+        device: where to compute.
+    """
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        done = folder / split / "complete"
+        if done.is_file():
+            continue
+        done.parent.mkdir(parents=True, exist_ok=True)
+        loader = data.plain_loader(split, 32, ("visual",))
+        for batch in tqdm(loader, desc=f"visual features, {split}", mininterval=1.0):
+            assert batch.frames is not None
+            with torch.inference_mode():
+                features = model.vision_encoder(batch.frames.to(device)).float().cpu().numpy()
+            for clip_id, rows in zip(batch.clip_ids, features, strict=True):
+                np.save(done.parent / f"{clip_id}.npy", rows)
+        done.touch()
+
+
+def _labels(data: CaptionDataModule, kind: str) -> dict[str, int]:
+    records = data.records("train")
+    labelled = [getattr(records[index], kind) for index in range(len(records))]
+    names = sorted({item["label"] for items in labelled for item in items or []})
+    if not names:
+        raise ConfigError(
+            f"PrepareBackbones needs labelled {kind}, {type(data).__name__} has none: "
+            f"remove the callback and give the backbones sources, or train on the embedded scenes"
+        )
+    return {name: index for index, name in enumerate(names)}
+
+
+def _endless(data: CaptionDataModule, batch_size: int, modalities: tuple[Any, ...]) -> Iterator[Batch]:
+    loader = data.plain_loader("train", batch_size, modalities, shuffled=True)
+    epoch = 0
+    while True:
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield from loader
+        epoch += 1
+
+
+def _key(data: CaptionDataModule, settings: dict[str, Any], name: str) -> str:
+    records = data.records("train")
+    ids = [(records[index].clip_id, records[index].captions) for index in range(len(records))]
+    place = [str(data.root), data.num_frames, data.image_size_px, data.sample_rate_hz]
+    return f"{name}-{_hash([ids, place, settings])}"
+
+
+def _state_key(module: nn.Module) -> str:
+    from avcap_zoo.weights.fingerprint import fingerprint
+
+    return fingerprint(module.state_dict())
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+
+from avcap_zoo.cli.devices import check_accelerator
+from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.errors import DeviceError
+
+
+@pytest.fixture
+def gaudi_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Counts the questions for a Gaudi; there is one."""
+    calls: list[str] = []
+    module = types.ModuleType("avcap_zoo.accelerators.hpu")
+    vars(module)["check_and_register"] = lambda: calls.append("asked")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+@pytest.fixture
+def nothing_but_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for accelerator in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda: False))
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "CPU"])
+@pytest.mark.usefixtures("nothing_but_a_cpu")
+def test_always_there(name: str, gaudi_calls: list[str]) -> None:
+    check_accelerator(name)
+    assert gaudi_calls == []
+    assert CPUAccelerator.is_available()
+
+
+def test_gaudi_is_asked_for_by_name_alone(gaudi_calls: list[str]) -> None:
+    check_accelerator("hpu")
+    assert gaudi_calls == ["asked"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
+@pytest.mark.usefixtures("nothing_but_a_cpu")
+def test_absent(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"^trainer.accelerator is {name}, but there is no such device here.*cpu$"):
+        check_accelerator(name)
+
+
+def test_either_kind_of_gpu_will_do(monkeypatch: pytest.MonkeyPatch, nothing_but_a_cpu: None) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    check_accelerator("gpu")
+    with pytest.raises(DeviceError):
+        check_accelerator("cuda")
+
+
+def test_unknown() -> None:
+    with pytest.raises(CommandLineError, match=r"found 'gpuu', wanted one of auto, cpu, .*; did you mean gpu\?$"):
+        check_accelerator("gpuu")
