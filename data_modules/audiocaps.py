@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from avcap_zoo.data_modules.base import CaptionDataModule, ClipRecord, Split, SplitIndex
+from avcap_zoo.batch import Split
+from avcap_zoo.data_modules.base import CaptionDataModule, ClipRecord, SplitIndex
 from avcap_zoo.errors import DataError
 
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")

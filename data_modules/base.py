@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 from abc import abstractmethod
@@ -19,14 +20,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avcap_zoo.batch import Batch, Box, SkippedClip, SoundEvent
+from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent, Split
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.sampling import Draw, EpochSampler, ResumableLoader, epoch_order
 from avcap_zoo.errors import ConfigError, DataError, MediaError
 
-Modality = Literal["audio", "visual"]
-Split = Literal["train", "val", "test"]
 ROOT_VARIABLE = "AVCAP_DATA"
 _NAMED_IDS = 5
 
@@ -422,6 +421,26 @@ class CaptionDataModule(LightningDataModule):
             **self._loader_options(split),
         )
 
+    def num_official(self, split: Split) -> int:
+        """Clips that the annotations of a split name, on disk or not."""
+        return self._index(split).num_official
+
+    def fingerprint(self) -> str:
+        """Short hash of the training clips and of how they are decoded."""
+        clips = [(record.clip_id, record.captions) for record in self._index("train").records]
+        decoding = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
+        return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
+
+    def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
+        """Sorted labels of the training clips; empty when they have none."""
+        return sorted(
+            {item["label"] for record in self._index("train").records for item in getattr(record, kind) or []}
+        )
+
+    def training_captions(self) -> list[str]:
+        """Every caption of the training clips."""
+        return [caption for record in self._index("train").records for caption in record.captions]
+
     def plain_loader(
         self, split: Split, batch_size: int, modalities: tuple[Modality, ...], *, shuffled: bool = False
     ) -> DataLoader[Batch]:
@@ -523,6 +542,8 @@ class CaptionDataModule(LightningDataModule):
             "dataset": ClipDataset(self.records(split), self.decode, seed=self.seed, training=split == "train"),
             "collate_fn": partial(collate, num_frames=self.num_frames),
             "num_workers": self.num_workers,
+            # Its own generator: torch would draw a seed from the global one at each epoch, and a resumed run one less.
+            "generator": torch.Generator().manual_seed(self.seed),
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }

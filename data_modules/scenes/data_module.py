@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from avcap_zoo.batch import Split
 from avcap_zoo.data_modules.audiocaps import AudioCapsDataModule
-from avcap_zoo.data_modules.base import Split, SplitIndex
+from avcap_zoo.data_modules.base import SplitIndex
 from avcap_zoo.data_modules.scenes.export import generate_scenes
 from avcap_zoo.errors import DataError
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+Modality = Literal["audio", "visual"]
+Split = Literal["train", "val", "test"]
 
 
 @dataclass
@@ -91,3 +97,40 @@ class Batch:
             if isinstance(value, Tensor):
                 setattr(changed, f.name, change(value))
         return changed
+
+
+@runtime_checkable
+class ClipSource(Protocol):
+    """What systems may ask of a data module beside its batches.
+
+    Attributes:
+        name: lower-case name of the data set.
+        sample_rate_hz: rate of the sound it gives.
+        modalities: what it decodes.
+        skipped: clips that could not be read so far, by split and id.
+    """
+
+    name: str
+    sample_rate_hz: int
+    modalities: tuple[Modality, ...]
+    skipped: dict[Split, dict[str, SkippedClip]]
+
+    def num_official(self, split: Split) -> int:
+        """Clips that the annotations of a split name, on disk or not."""
+
+    def fingerprint(self) -> str:
+        """Short hash of the training clips and of how they are decoded."""
+
+    def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
+        """Sorted labels of the training clips; empty when they have none."""
+
+    def training_captions(self) -> list[str]:
+        """Every caption of the training clips."""
+
+    def plain_loader(
+        self, split: Split, batch_size: int, modalities: tuple[Modality, ...], *, shuffled: bool = False
+    ) -> DataLoader[Any]:
+        """Batches outside the Trainer."""
+
+    def use_feature_folder(self, folder: Path) -> None:
+        """Take visual features from `folder/<split>/<clip id>.npy` from now on."""

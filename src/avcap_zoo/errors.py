@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 
 
@@ -80,4 +83,29 @@ def require_extra(module: str, extra: str) -> ModuleType:
             raise
         raise MissingExtraError(
             f"this needs the package {error.name!r}, which is not installed: pip install 'avcap-zoo[{extra}]'"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or its type when it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def hub_error(source: str, key: str) -> Iterator[None]:
+    """Turn the many ways in which transformers fails to find a model into one line that names the config key.
+
+    Args:
+        source: hub id or folder that is being loaded.
+        key: config key the source came from.
+
+    Raises:
+        WeightsError: in place of OSError, ValueError and UnpicklingError.
+    """
+    try:
+        yield
+    except (OSError, ValueError, UnpicklingError) as error:
+        raise WeightsError(
+            f"{key}: cannot load {source!r}: {first_line(error)} "
+            f"(give a local folder in transformers format, or a hub id you have access to)"
         ) from error

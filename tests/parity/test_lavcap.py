@@ -12,7 +12,7 @@ from avcap_zoo.backbones.audio.ced import CED, CEDSettings
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.ops.fbank import kaldi_fbank, normalised_fbank
-from avcap_zoo.ops.optimal_transport import alignment_logits, alignment_loss, sinkhorn_log_plan
+from avcap_zoo.ops.optimal_transport import LossConvention, alignment_logits, alignment_loss, sinkhorn_log_plan
 from avcap_zoo.systems.lavcap.fusion import LARGEST_LOGIT_SCALE, Fusion, FusionSettings
 from avcap_zoo.systems.lavcap.keymap import ced_to_encoder, lavcap_to_model
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
@@ -43,7 +43,9 @@ def test_alignment_loss_and_gradients(case: GoldenCase) -> None:
         scale.clamp_(0, LARGEST_LOGIT_SCALE)
     similarity = F.normalize(visual, dim=-1) @ F.normalize(audio, dim=-1).transpose(1, 2)
     log_plan = sinkhorn_log_plan(similarity, epsilon=case.config["epsilon"], num_iterations=case.config["iterations"])
-    convention = "released" if case.config["assignment_in_loss"].startswith("log") else "released_exp"
+    convention: LossConvention = "released_exp"
+    if case.config["assignment_in_loss"].startswith("log"):
+        convention = "released"
     logits_visual, logits_audio = alignment_logits(similarity, log_plan, scale, convention=convention)
     case.check("logits_visual", logits_visual)
     case.check("logits_audio", logits_audio)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.errors import ConfigError
+from avcap_zoo.errors import ConfigError, hub_error
 from avcap_zoo.ops.masking import left_align
-from avcap_zoo.weights.load import hub_error
 
 
 @dataclass

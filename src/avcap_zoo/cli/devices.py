@@ -8,6 +8,9 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from avcap_zoo.cli.usage import CommandLineError, suggestion
 from avcap_zoo.errors import DeviceError
 
+HPU_STRATEGY = "hpu_single"
+"""The strategy of one Gaudi card; Lightning's own choice refuses the device."""
+
 
 def check_accelerator(name: str) -> None:
     """Refuse an accelerator that this machine or Lightning does not have; make `hpu` known when it is named.

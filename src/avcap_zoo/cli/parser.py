@@ -26,7 +26,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from avcap_zoo.cli.devices import check_accelerator
+from avcap_zoo.cli.devices import HPU_STRATEGY, check_accelerator
 from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_name
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
@@ -193,6 +193,8 @@ class CaptionCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         root = settings["default_root_dir"] or Path("runs") / short_name(self._get(self.config, "model")["class_path"])
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
+        if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
+            ours["strategy"] = HPU_STRATEGY
         if settings["logger"] in {None, True} and not settings["barebones"]:
             ours["logger"] = _default_loggers(root)
         try:

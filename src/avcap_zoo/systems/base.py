@@ -9,19 +9,21 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch
-from avcap_zoo.data_modules.base import CaptionDataModule, Modality
+from avcap_zoo.batch import Batch, ClipSource, Modality
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.weights.fingerprint import fingerprint
@@ -109,12 +111,11 @@ class CaptionSystem(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.score_settings = scores
-        self.init_args = {key: asdict(value) if is_dataclass(value) else value for key, value in init_args.items()}  # type: ignore[arg-type]
+        self.init_args = {key: plain(value) for key, value in init_args.items()}
         self.strict_loading = False  # we check keys ourselves: frozen weights are left out on purpose
         self.prepared = False
         self._scores: CaptionScores | None = None
         self._rows: list[dict[str, Any]] = []
-        self._shown: list[tuple[str, str, str]] = []
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
 
@@ -135,6 +136,9 @@ class CaptionSystem(LightningModule):
     def decode_settings(self) -> dict[str, Any]:
         """What the captions depend on beside the weights."""
 
+    def look_inside(self, batch: Batch) -> None:
+        """Log a picture of what the system does with the first validation batch; nothing by default."""
+
     # Steps
 
     def setup(self, stage: str) -> None:
@@ -144,7 +148,7 @@ class CaptionSystem(LightningModule):
             ConfigError: sample rate or modalities do not fit; names both values and keys.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, CaptionDataModule):
+        if not isinstance(data, ClipSource):
             return
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
@@ -191,15 +195,17 @@ class CaptionSystem(LightningModule):
         """Log learning rate and throughput."""
         started, clips = self._clock
         self._clock = (started, clips + len(batch) * self.trainer.world_size)
-        if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+        if self.trainer.global_step % max(1, getattr(self.trainer, "log_every_n_steps", 50)) == 0:
             rate = self._clock[1] / max(time.perf_counter() - started, 1e-9)
             self._clock = (time.perf_counter(), 0)
             self.log("train/clips_per_s", rate, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, batch_size=len(batch))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Caption and remember."""
+        """Caption and remember; look inside once per validation."""
         self._caption_and_score(batch)
+        if batch_idx == 0 and len(batch) and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self.look_inside(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember."""
@@ -227,12 +233,9 @@ class CaptionSystem(LightningModule):
         """Score the captions and show some of them."""
         if self.trainer.sanity_checking or self._scores is None:
             return
-        self.log_dict({f"val/{name}": value for name, value in self._scores.compute().items()}, prog_bar=False)
-        self.log(
-            "val/cider_x100",
-            100 * self.trainer.callback_metrics.get("val/cider", torch.tensor(math.nan)),
-            prog_bar=True,
-        )
+        for name, value in self._scores.compute().items():
+            # The value is the same on every rank; sync_dist only keeps Lightning from warning.
+            self.log(f"val/{name}", value, prog_bar=name == "cider", sync_dist=True)
         rank_zero_info("\n".join(self._sample_lines()))
         self._log_text("val/captions", "  \n".join(self._sample_lines()))
 
@@ -241,19 +244,19 @@ class CaptionSystem(LightningModule):
         if self._scores is None:
             return
         scores = self._scores.compute()
-        self.log_dict({f"test/{name}": value for name, value in scores.items()})
+        self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
         per_clip = self._scores.per_clip
         rows = [{**row, "scores": per_clip.get(row["id"], {})} for row in self._gathered_rows()]
         self._write_rows("test_captions.jsonl", rows)
         data = getattr(self.trainer, "datamodule", None)
-        official = data.splits["test"].num_official if isinstance(data, CaptionDataModule) else len(rows)
+        official = data.num_official("test") if isinstance(data, ClipSource) else len(rows)
         summary = {
             "scores": scores,
             "missing_scores": self._scores.missing,
             "tokenizer": self._scores.tokenizer_used,
             "clips_scored": self._scores.num_clips,
             "clips_official": official,
-            "clips_skipped": sorted(getattr(data, "skipped", {}).get("test", {})),
+            "clips_skipped": sorted(data.skipped.get("test", {})) if isinstance(data, ClipSource) else [],
             **self._provenance(),
         }
         if self.trainer.is_global_zero:
@@ -284,15 +287,14 @@ class CaptionSystem(LightningModule):
         if warmup is None:
             epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
             warmup = round(total * min(1.0, settings.warmup_epochs / epochs)) if epochs else 0
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_share(step, total, warmup, settings)
-        )
+        share = partial(learning_rate_share, total=total, warmup=warmup, settings=settings)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Checkpoints
 
     def self_made_modules(self) -> list[str]:
-        """Names of sub-modules whose weights exist in no file of their own, so that checkpoints must hold them whole."""
+        """Sub-modules whose weights exist in no file of their own, so that checkpoints must hold them whole."""
         return [f"model.{name}" for name in getattr(self.model, "self_made", [])]
 
     def checkpoint_names(self) -> set[str]:
@@ -331,7 +333,7 @@ class CaptionSystem(LightningModule):
         """
         note = checkpoint.get(CHECKPOINT_KEY)
         if not isinstance(note, dict):
-            raise WeightsError("this checkpoint was not saved by avcap-zoo; see `avcap convert` for official weights")
+            raise WeightsError("this checkpoint was not saved by avcap-zoo")
         own = type(self).__name__
         if note["class_path"].rsplit(".", 1)[-1] != own:
             raise WeightsError(f"this checkpoint holds {note['class_path']}, the configuration builds {own}")
@@ -357,7 +359,6 @@ class CaptionSystem(LightningModule):
             )
         self._scores.reset()
         self._rows = []
-        self._shown = []
 
     def _caption_and_score(self, batch: Batch) -> None:
         if len(batch) == 0:
@@ -374,9 +375,21 @@ class CaptionSystem(LightningModule):
             lines += [f"  {row['id']}  {row['caption']}", f"  {'':{len(row['id'])}}  ({row['references'][0]})"]
         return lines
 
+    def log_picture(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Write a (H, W, 3) picture to `figures/` in the run's folder and to loggers that take pictures."""
+        from PIL import Image
+
+        path = self._folder() / "figures" / f"{name}-{self.global_step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        for logger in self.loggers:
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_image"):
+                experiment.add_image(name, pixels, self.global_step, dataformats="HWC")
+
     def _log_text(self, name: str, text: str) -> None:
         for logger in self.loggers:
-            experiment = getattr(logger, "experiment", None)
+            experiment: Any = getattr(logger, "experiment", None)
             if hasattr(experiment, "add_text"):
                 experiment.add_text(name, text, self.global_step)
 
@@ -408,6 +421,11 @@ class CaptionSystem(LightningModule):
             "decode": self.decode_settings(),
             "versions": {"avcap_zoo": __version__, **versions},
         }
+
+
+def plain(value: Any) -> Any:
+    """A settings dataclass as a dict; anything else as it is."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerSettings) -> float:

@@ -11,8 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
-from avcap_zoo.errors import AvcapError, WeightsError
-from avcap_zoo.weights.load import first_line
+from avcap_zoo.errors import AvcapError, WeightsError, first_line
 
 
 class CheckpointSaveError(AvcapError):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
-from avcap_zoo.errors import WeightsError
+from avcap_zoo.errors import WeightsError, first_line
 
 _LISTED = 8
 
@@ -85,28 +84,3 @@ def compare_keys(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tens
         for kind, names in parts.items()
         if names
     )
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, or its type when it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextmanager
-def hub_error(source: str, key: str) -> Iterator[None]:
-    """Turn the many ways in which transformers fails to find a model into one line that names the config key.
-
-    Args:
-        source: hub id or folder that is being loaded.
-        key: config key the source came from.
-
-    Raises:
-        WeightsError: in place of OSError, ValueError and UnpicklingError.
-    """
-    try:
-        yield
-    except (OSError, ValueError, UnpicklingError) as error:
-        raise WeightsError(
-            f"{key}: cannot load {source!r}: {first_line(error)} "
-            f"(give a local folder in transformers format, or a hub id you have access to)"
-        ) from error

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from avcap_zoo.batch import Batch
-from avcap_zoo.data_modules.base import CaptionDataModule, ClipRecord, Split, SplitIndex
+from avcap_zoo.batch import Batch, Split
+from avcap_zoo.data_modules.base import CaptionDataModule, ClipRecord, SplitIndex
 from avcap_zoo.errors import WeightsError
 from avcap_zoo.systems.base import CaptionSystem, OptimizerSettings, Requirements, ScoreSettings
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avcap_zoo.errors import ShapeError
-from avcap_zoo.weights.load import hub_error
+from avcap_zoo.errors import ShapeError, hub_error
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

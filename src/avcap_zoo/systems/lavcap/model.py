@@ -167,7 +167,7 @@ class LAVCapModel(nn.Module):
         return tokens, length_mask(patches, tokens.shape[1])
 
     def encode_vision(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP on the frames.
+        """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP's.
 
         Raises:
             ConfigError: the batch has neither frames nor features.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.batch import Batch
+from avcap_zoo.ops.heat_map import heat_map
 from avcap_zoo.systems.base import CaptionSystem, OptimizerSettings, Requirements, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
@@ -88,3 +90,11 @@ class LAVCap(CaptionSystem):
     def decode_settings(self) -> dict[str, Any]:
         """Generation settings and the evaluation prompt."""
         return {**asdict(self.generation), "prompt": self.prompts.evaluation}
+
+    @torch.no_grad()
+    def look_inside(self, batch: Batch) -> None:
+        """The transport plan of the first clip: frames downwards, audio tokens to the right, bright = assigned."""
+        log_plan = self.model.fuse(batch).log_plan
+        if log_plan is not None:
+            plan = log_plan[0].exp().float().cpu().numpy()
+            self.log_picture("transport_plan", heat_map(plan, pixels_per_cell=12))

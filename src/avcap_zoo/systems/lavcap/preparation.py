@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ from tqdm import tqdm
 from avcap_zoo import __version__
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE
 from avcap_zoo.backbones.language import CausalLanguageModel
-from avcap_zoo.batch import Batch
-from avcap_zoo.data_modules.base import CaptionDataModule, Split
+from avcap_zoo.batch import Batch, ClipSource, Split
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
+from avcap_zoo.weights.fingerprint import fingerprint
 
 
 class PrepareBackbones(Callback):
-    """Before a fit from nothing, teach the audio encoder sounds, the vision encoder objects, the language model captions.
+    """Before a fit from nothing: teach the audio encoder sounds, the vision encoder objects, the decoder captions.
 
     Only backbones without a source of their own are touched. The result is kept in a cache folder under a key of
     everything it depends on, so a second run starts at once; several processes share one cache. At the end the
@@ -76,10 +76,10 @@ class PrepareBackbones(Callback):
             ConfigError: used with another system, or with data without labels.
         """
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, LAVCap) or not isinstance(data, CaptionDataModule):
+        if not isinstance(pl_module, LAVCap) or not isinstance(data, ClipSource):
             raise ConfigError("PrepareBackbones prepares LAVCap on a data module of this package, found something else")
         model = pl_module.model
-        folder = self.cache_dir / _key(data, self._settings(pl_module), "data")
+        folder = self.cache_dir / self._data_key(data)
         if not pl_module.prepared:
             if trainer.is_global_zero:
                 for name in [name for name in self.steps if name in model.self_made and self.steps[name]]:
@@ -88,29 +88,25 @@ class PrepareBackbones(Callback):
                 for tensor in getattr(model, name).state_dict().values():
                     tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
         if model.fusion.settings.needs_vision:
-            features = folder / f"features-{_state_key(model.vision_encoder)}"
+            features = folder / f"features-{fingerprint(model.vision_encoder.state_dict())}"
             if trainer.is_global_zero:
                 with FileLock(f"{features}.lock"):
                     store_visual_features(model, data, features, pl_module.device)
             trainer.strategy.barrier()
             data.use_feature_folder(features)
 
-    def _settings(self, module: LAVCap) -> dict[str, Any]:
-        return {
-            "version": __version__,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-        }
+    def _data_key(self, data: ClipSource) -> str:
+        """Name of everything but the backbone that the result depends on."""
+        return _hash([__version__, data.fingerprint(), self.seed, self.batch_size, self.lr])
 
-    def _prepare_or_load(self, name: str, module: LAVCap, data: CaptionDataModule, folder: Path) -> None:
+    def _prepare_or_load(self, name: str, module: LAVCap, data: ClipSource, folder: Path) -> None:
         part = getattr(module.model, name)
         settings = {
-            "audio_encoder": module.audio,
-            "vision_encoder": module.vision,
-            "language": module.language,
+            "audio_encoder": asdict(module.audio),
+            "vision_encoder": asdict(module.vision),
+            "language": asdict(module.language),
         }[name]
-        path = folder / f"{name}-{_hash({'steps': self.steps[name], **asdict(settings)})}.safetensors"
+        path = folder / f"{name}-{_hash([self.steps[name], settings])}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if path.is_file():
@@ -126,7 +122,7 @@ class PrepareBackbones(Callback):
             save_file({key: value.clone() for key, value in part.state_dict().items()}, staging)
             staging.replace(path)
 
-    def _train(self, name: str, module: LAVCap, data: CaptionDataModule) -> None:
+    def _train(self, name: str, module: LAVCap, data: ClipSource) -> None:
         """A plain training loop over one backbone."""
         part = getattr(module.model, name)
         steps = self.steps[name]
@@ -155,7 +151,7 @@ class PrepareBackbones(Callback):
 Task = tuple[nn.Module, Callable[[], Iterator[Tensor]]]
 
 
-def sound_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+def sound_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: torch.device) -> Task:
     """Which labelled sounds are heard during each audio token, as binary cross-entropy.
 
     Args:
@@ -177,8 +173,8 @@ def sound_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, dev
 
     def losses() -> Iterator[Tensor]:
         for batch in _endless(data, batch_size, ("audio",)):
-            assert batch.sound_events is not None
             batch = batch.to(device)
+            assert batch.sound_events is not None
             assert batch.waveform is not None
             assert batch.num_samples is not None
             logits = head(model.encode_spectrogram(model.spectrogram(batch.waveform, batch.num_samples)))
@@ -193,7 +189,7 @@ def sound_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, dev
     return head, losses
 
 
-def object_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+def object_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: torch.device) -> Task:
     """Which labelled objects are seen in single frames, as binary cross-entropy; arguments as in `sound_task`."""
     labels = _labels(data, "objects")
     head = nn.Linear(model.vision_encoder.embed_dim, len(labels)).to(device)
@@ -218,11 +214,10 @@ def object_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, de
     return head, losses
 
 
-def caption_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, device: torch.device) -> Task:
+def caption_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: torch.device) -> Task:
     """Next-token prediction of the training captions alone; arguments as in `sound_task`."""
     language: CausalLanguageModel = model.language
-    records = data.records("train")
-    captions = [caption for index in range(len(records)) for caption in records[index].captions]
+    captions = data.training_captions()
     embed = language.model.get_input_embeddings()
 
     def losses() -> Iterator[Tensor]:
@@ -239,7 +234,7 @@ def caption_task(model: LAVCapModel, data: CaptionDataModule, batch_size: int, d
     return nn.Identity(), losses
 
 
-def store_visual_features(model: LAVCapModel, data: CaptionDataModule, folder: Path, device: torch.device) -> None:
+def store_visual_features(model: LAVCapModel, data: ClipSource, folder: Path, device: torch.device) -> None:
     """Write one .npy (frames, width) per training and validation clip, as LAVCap's release lays them out.
 
     Args:
@@ -264,10 +259,8 @@ def store_visual_features(model: LAVCapModel, data: CaptionDataModule, folder: P
         done.touch()
 
 
-def _labels(data: CaptionDataModule, kind: str) -> dict[str, int]:
-    records = data.records("train")
-    labelled = [getattr(records[index], kind) for index in range(len(records))]
-    names = sorted({item["label"] for items in labelled for item in items or []})
+def _labels(data: ClipSource, kind: Literal["sounds", "objects"]) -> dict[str, int]:
+    names = data.label_names(kind)
     if not names:
         raise ConfigError(
             f"PrepareBackbones needs labelled {kind}, {type(data).__name__} has none: "
@@ -276,26 +269,13 @@ def _labels(data: CaptionDataModule, kind: str) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-def _endless(data: CaptionDataModule, batch_size: int, modalities: tuple[Any, ...]) -> Iterator[Batch]:
+def _endless(data: ClipSource, batch_size: int, modalities: tuple[Any, ...]) -> Iterator[Batch]:
     loader = data.plain_loader("train", batch_size, modalities, shuffled=True)
     epoch = 0
     while True:
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         yield from loader
         epoch += 1
-
-
-def _key(data: CaptionDataModule, settings: dict[str, Any], name: str) -> str:
-    records = data.records("train")
-    ids = [(records[index].clip_id, records[index].captions) for index in range(len(records))]
-    place = [str(data.root), data.num_frames, data.image_size_px, data.sample_rate_hz]
-    return f"{name}-{_hash([ids, place, settings])}"
-
-
-def _state_key(module: nn.Module) -> str:
-    from avcap_zoo.weights.fingerprint import fingerprint
-
-    return fingerprint(module.state_dict())
 
 
 def _hash(value: Any) -> str:
