@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent, Split
+from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent, Split, run_folder
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.sampling import Draw, EpochSampler, ResumableLoader, epoch_order
@@ -485,7 +485,7 @@ class CaptionDataModule(LightningDataModule):
         rows = [(split, *asdict(clip).values()) for split, clips in self.skipped.items() for clip in clips.values()]
         if not rows or self.trainer is None:
             return
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder = run_folder(self.trainer)
         self._write_skipped(folder / "skipped.csv", rows)
         rank_zero_warn(f"{self.name}: {len(rows)} clips could not be read, listed in {folder / 'skipped.csv'}")
 

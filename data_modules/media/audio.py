@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from avcap_zoo.data_modules.media.container import open_container
 from avcap_zoo.errors import MediaError
 
 MAX_DURATION_S = 3600.0
 """Longer sounds are refused: no captioning clip is, and a hostile header may declare anything."""
 
+_TOO_LONG = "holds more than 3600 s of sound, the most that is read"
+_VALUES_PER_READ = 1 << 22
+
 
 def read_audio(path: Path, sample_rate_hz: int, clip_id: str) -> NDArray[np.float32]:
     """Read a sound, or the sound track of a video, as mono.
 
-    Channels are averaged; resampling is soxr HQ (about 1 ms for 10 s).
+    Channels are averaged; resampling is soxr HQ (about 1 ms for 10 s). A wav or mp3 that breaks off is read up to there.
 
     Args:
         path: wav, flac, ogg, mp3, or anything FFmpeg's libraries decode.
@@ -33,54 +37,60 @@ def read_audio(path: Path, sample_rate_hz: int, clip_id: str) -> NDArray[np.floa
         raise MediaError(clip_id, path, "no such file")
     if path.stat().st_size == 0:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
-    channels_last, rate = _decode(path, clip_id)
-    if channels_last.shape[0] == 0 or channels_last.shape[1] == 0:
+    mono, rate = _decode(path, clip_id)
+    if not len(mono):
         raise MediaError(clip_id, path, "the file holds no samples")
-    mono = channels_last.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise MediaError(clip_id, path, "the file holds samples that are not finite")
     if rate != sample_rate_hz:
         import soxr
 
         mono = soxr.resample(mono, rate, sample_rate_hz, quality="HQ")
-    return np.clip(mono, -1.0, 1.0).astype(np.float32, copy=False)
+    clipped: NDArray[np.float32] = np.clip(mono, -1.0, 1.0).astype(np.float32, copy=False)
+    return clipped
 
 
 def _decode(path: Path, clip_id: str) -> tuple[NDArray[np.float32], int]:
-    """(S, channels) samples and their rate."""
+    """(S,) mean of the channels, and the sample rate."""
     import soundfile
 
+    parts: list[NDArray[np.float32]] = []
+    num_samples = 0
     try:
         with soundfile.SoundFile(path) as file:
-            if file.frames > MAX_DURATION_S * file.samplerate:
-                raise MediaError(
-                    clip_id, path, f"declares {file.frames / file.samplerate:.0f} s of sound, at most 3600 are read"
-                )
-            return file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError:
+            # In pieces: a header that lies about its length would make one read ask for all of it at once.
+            while len(part := file.read(max(1, _VALUES_PER_READ // file.channels), dtype="float32", always_2d=True)):
+                parts.append(part.mean(axis=1, dtype=np.float32))
+                num_samples += len(part)
+                if num_samples > MAX_DURATION_S * file.samplerate:
+                    raise MediaError(clip_id, path, _TOO_LONG)
+            return np.concatenate(parts) if parts else np.empty(0, np.float32), file.samplerate
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
         return _decode_with_pyav(path, clip_id)
 
 
 def _decode_with_pyav(path: Path, clip_id: str) -> tuple[NDArray[np.float32], int]:
     import av
 
+    parts: list[NDArray[np.float32]] = []
+    num_samples = 0
+    rate, layout, resampler = 0, "", None
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             if not container.streams.audio:
                 raise MediaError(clip_id, path, "the file has no sound track")
-            rate = int(container.streams.audio[0].rate)
-            # Planar float per channel: FFmpeg's own down-mix to mono would change the level by 0.707 per channel.
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            parts: list[NDArray[np.float32]] = []
-            num_samples = 0
             for frame in container.decode(audio=0):
+                if rate and frame.sample_rate != rate:
+                    raise MediaError(clip_id, path, f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
+                if resampler is None or frame.layout.name != layout:
+                    rate, layout = frame.sample_rate, frame.layout.name
+                    # Planar float per channel: FFmpeg's own down-mix to mono would change the level by 0.707 a channel.
+                    resampler = av.AudioResampler(format="fltp", rate=rate)
                 for plain in resampler.resample(frame):
-                    parts.append(plain.to_ndarray())
+                    parts.append(plain.to_ndarray().mean(axis=0, dtype=np.float32))
                     num_samples += plain.samples
                 if num_samples > MAX_DURATION_S * rate:
-                    raise MediaError(clip_id, path, "more than 3600 s of sound, at most 3600 are read")
-    except av.error.FFmpegError as error:
-        raise MediaError(clip_id, path, f"not decodable as sound: {error.strerror or error}") from error
-    if not parts:
-        raise MediaError(clip_id, path, "the sound track holds no samples")
-    return np.concatenate(parts, axis=1).T, rate
+                    raise MediaError(clip_id, path, _TOO_LONG)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(clip_id, path, f"not decodable as sound: {getattr(error, 'strerror', None) or error}") from error
+    return np.concatenate(parts) if parts else np.empty(0, np.float32), rate

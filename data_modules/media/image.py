@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from avcap_zoo.errors import MediaError
+from avcap_zoo.errors import MediaError, first_line
 
 MAX_PIXELS = 100_000_000
 
@@ -27,15 +27,26 @@ def read_image(path: Path, size_px: int, clip_id: str) -> NDArray[np.uint8]:
     Raises:
         MediaError: missing, truncated, not a picture, or more than 100 million pixels.
     """
+    if not path.is_file():
+        raise MediaError(clip_id, path, "no such file")
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(clip_id, path, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise MediaError(clip_id, path, "no such file") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(clip_id, path, f"not decodable as a picture: {error}") from error
+            upright = _rgb(ImageOps.exif_transpose(image))
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
+        raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
     if upright.size != (size_px, size_px):
         upright = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.BICUBIC)
-    return np.asarray(upright).transpose(2, 0, 1)
+    return np.array(upright).transpose(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB, without alpha."""
+    if image.mode.startswith("I"):  # 16 bit gray: Pillow would cut off at 255 instead of scaling
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":  # straight to RGB, Pillow warns about transparent palettes
+        image = image.convert("RGBA")
+    return image.convert("RGB")

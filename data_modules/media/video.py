@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from avcap_zoo.data_modules.media.container import open_container
 from avcap_zoo.data_modules.media.image import read_image
 from avcap_zoo.errors import MediaError
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import VideoFrame, VideoStream
+    from av.container import InputContainer
     from av.video.reformatter import VideoReformatter
 
 MAX_DURATION_S = 3600.0
@@ -27,8 +29,8 @@ def frame_times_s(duration_s: float, num_frames: int) -> NDArray[np.float64]:
 def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
     """Read K frames spread evenly over a video or over a folder of pictures in name order.
 
-    A video shows at each of `frame_times_s` the frame that a player would show then. Frames are resized to `size_px`
-    on the shorter side and cropped at the centre.
+    A video shows at each of `frame_times_s`, counted from its first frame, what a player would show then. Frames are
+    resized to `size_px` on the shorter side and cropped at the centre.
 
     Args:
         path: video file, or folder of jpg, png or webp files.
@@ -43,7 +45,8 @@ def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
         MediaError: missing, without pictures, undecodable, or longer than an hour.
     """
     if path.is_dir():
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.name[0] != ".")
         if not pictures:
             raise MediaError(clip_id, path, "the folder holds no pictures")
         chosen = np.minimum(frame_times_s(len(pictures), num_frames).astype(int), len(pictures) - 1)
@@ -58,18 +61,15 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
     from av.video.reformatter import VideoReformatter
 
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             if not container.streams.video:
                 raise MediaError(clip_id, path, "the file has no pictures")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # clips are small; data workers are the parallelism
-            if stream.duration is not None and stream.time_base is not None:
-                duration_s = float(stream.duration * stream.time_base)
-            else:
-                duration_s = float(container.duration or 0) / 1e6
-            if duration_s > MAX_DURATION_S:
-                raise MediaError(clip_id, path, f"declares {duration_s:.0f} s of video, at most 3600 are read")
-            wanted_s = frame_times_s(duration_s, num_frames)
+            start_s, end_s = _span_s(container, stream)
+            if end_s - start_s > MAX_DURATION_S:
+                raise MediaError(clip_id, path, f"declares {end_s - start_s:.0f} s of video, at most 3600 are read")
+            wanted_s = start_s + frame_times_s(end_s - start_s, num_frames)
             reformatter = VideoReformatter()  # one scaler for all frames: making it costs more than using it
             shown: list[NDArray[np.uint8]] = []
             current = None
@@ -82,11 +82,25 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
                 current = frame
             if current is not None and len(shown) < num_frames:
                 shown += [_square(current, size_px, reformatter)] * (num_frames - len(shown))
-    except av.error.FFmpegError as error:
-        raise MediaError(clip_id, path, f"not decodable as video: {error.strerror or error}") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise MediaError(clip_id, path, f"not decodable as video: {getattr(error, 'strerror', None) or error}") from error
     if not shown:
         raise MediaError(clip_id, path, "the video holds no frames")
     return np.stack(shown)
+
+
+def _span_s(container: InputContainer, stream: VideoStream) -> tuple[float, float]:
+    """When the first frame is shown and when the last one ends, in seconds."""
+    tick_s = float(stream.time_base or 0)
+    start_s = (stream.start_time or 0) * tick_s
+    if stream.duration is not None:
+        return start_s, start_s + stream.duration * tick_s
+    if container.duration is not None:
+        return start_s, max(start_s, ((container.start_time or 0) + container.duration) / 1e6)
+    # Written to a pipe: no length in the header, so look at every packet.
+    ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
+    container.seek(0)
+    return start_s, max(ends, default=0) * tick_s
 
 
 def _square(frame: VideoFrame, size_px: int, reformatter: VideoReformatter) -> NDArray[np.uint8]:
@@ -96,4 +110,6 @@ def _square(frame: VideoFrame, size_px: int, reformatter: VideoReformatter) -> N
     rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
     top, left = (height - size_px) // 2, (width - size_px) // 2
     square: NDArray[np.uint8] = rgb[top : top + size_px, left : left + size_px].transpose(2, 0, 1)
-    return np.rot90(square, int(frame.rotation or 0) // 90, axes=(1, 2)) if frame.rotation else square
+    if frame.rotation:
+        square = np.rot90(square, round(frame.rotation / 90), axes=(1, 2))
+    return square

@@ -134,3 +134,15 @@ class ClipSource(Protocol):
 
     def use_feature_folder(self, folder: Path) -> None:
         """Take visual features from `folder/<split>/<clip id>.npy` from now on."""
+
+
+def run_folder(trainer: Any) -> Path:
+    """Folder of a run's files: that of the first logger that has one, else the Trainer's root.
+
+    `Trainer.log_dir` talks to the other processes and hangs when only some of them ask; this does not.
+
+    Args:
+        trainer: a Lightning Trainer.
+    """
+    folders = (getattr(logger, "log_dir", None) for logger in trainer.loggers)
+    return Path(next((folder for folder in folders if folder), trainer.default_root_dir))

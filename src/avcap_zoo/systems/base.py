@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch, ClipSource, Modality
+from avcap_zoo.batch import Batch, ClipSource, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.weights.fingerprint import fingerprint
@@ -410,7 +410,7 @@ class CaptionSystem(LightningModule):
         rank_zero_info(f"{len(rows)} captions written to {path}")
 
     def _folder(self) -> Path:
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        folder = run_folder(self.trainer)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
