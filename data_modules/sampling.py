@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avcap_zoo.batch import Batch
+from avcap_zoo.errors import DataError
 
 Draw = tuple[int, int]
 """(epoch, position in the order of that epoch)."""
@@ -22,7 +23,8 @@ def epoch_order(num_clips: int, seed: int, epoch: int) -> torch.Tensor:
 class EpochSampler(DistributedSampler[Draw]):
     """Gives each process its share of an epoch's positions, from any starting position.
 
-    Every process gets equally many draws; positions beyond the end wrap around.
+    Every process gets equally many draws, also if a run goes on with another number of processes; positions beyond the
+    end wrap around.
 
     Args:
         num_clips: clips in the split.
@@ -51,17 +53,36 @@ class EpochSampler(DistributedSampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         """Draws of this process from the starting position on."""
-        end = len(self) * self.world_size
-        for position in range(self.start + self.rank, end, self.world_size):
-            yield self.epoch, position % self.num_clips
+        epoch, start = self.epoch, self.start
+        for turn in range(-(-(self.num_clips - start) // self.world_size)):
+            yield epoch, (start + turn * self.world_size + self.rank) % self.num_clips
 
     def __len__(self) -> int:
         """Draws of this process in a whole epoch, wherever it starts."""
         return -(-self.num_clips // self.world_size)
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that Lightning saves and restores in mid-epoch.
+class ClipLoader(DataLoader[Batch]):
+    """A DataLoader that raises our own errors as they were raised in a worker.
+
+    torch would raise a worker's error anew with a traceback for its text, or as a RuntimeError. So the data set's
+    `__getitems__` and the collate function return a `DataError` in place of a batch.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches.
+
+        Raises:
+            DataError: what a worker met.
+        """
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class ResumableLoader(ClipLoader):
+    """A loader that Lightning saves and restores in mid-epoch.
 
     Args:
         sampler: the `EpochSampler` in use.

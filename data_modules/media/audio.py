@@ -15,6 +15,8 @@ MAX_DURATION_S = 3600.0
 
 _TOO_LONG = "holds more than 3600 s of sound, the most that is read"
 _VALUES_PER_READ = 1 << 22
+_UNKNOWN_LENGTH = (1 << 63) - 1
+"""What libsndfile says of a flac that was written to a pipe."""
 
 
 def read_audio(path: Path, sample_rate_hz: int, clip_id: str) -> NDArray[np.float32]:
@@ -58,6 +60,8 @@ def _decode(path: Path, clip_id: str) -> tuple[NDArray[np.float32], int]:
     num_samples = 0
     try:
         with soundfile.SoundFile(path) as file:
+            if MAX_DURATION_S * file.samplerate < file.frames < _UNKNOWN_LENGTH:
+                raise MediaError(clip_id, path, _TOO_LONG)
             # In pieces: a header that lies about its length would make one read ask for all of it at once.
             while len(part := file.read(max(1, _VALUES_PER_READ // file.channels), dtype="float32", always_2d=True)):
                 parts.append(part.mean(axis=1, dtype=np.float32))

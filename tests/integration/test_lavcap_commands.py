@@ -21,7 +21,7 @@ def run(verb: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess
     command += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(folder)]
     command += ["--data.init_args.root", str(folder.parent / "scenes"), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folder.parent)}
-    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def results_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -210,7 +210,7 @@ def model_of(case: GoldenCase) -> LAVCapModel:
             lora=lora,
         ),
         fusion=FusionSettings(),
-        prompts=PromptSettings(keep_gaps=True),
+        prompts=PromptSettings(released_gap=True),
         generation=GenerationSettings(),
     )
     vision = {k: v for k, v in model.state_dict().items() if k.startswith("vision_encoder.")}

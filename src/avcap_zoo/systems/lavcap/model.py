@@ -56,14 +56,14 @@ class PromptSettings:
         training: one is drawn for each clip.
         evaluation: used for every generated caption.
         max_caption_tokens: longer captions are cut in training; the end token stays.
-        keep_gaps: True leaves masked padding between prompt and caption, as released.
+        released_gap: True leaves masked padding between prompt and caption, as the released code does.
         label_smoothing: of the caption loss.
     """
 
     training: tuple[str, ...] = (EVALUATION_PROMPT,)
     evaluation: str = EVALUATION_PROMPT
     max_caption_tokens: int = 300
-    keep_gaps: bool = False
+    released_gap: bool = False
     label_smoothing: float = 0.0
 
 
@@ -214,7 +214,7 @@ class LAVCapModel(nn.Module):
         before, after = self._prompt_ids(prompts)
         caption = self.language.token_ids(batch.caption, end=True, max_tokens=self.prompts.max_caption_tokens)
         text = self.language.wrap(
-            self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.keep_gaps
+            self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.released_gap
         )
         losses = {"caption": self.language.loss(text, label_smoothing=self.prompts.label_smoothing)}
         if fused.ot_loss is not None:

@@ -1,0 +1,119 @@
+"""What a trained LAVCap hears, sees and matches in single clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
+
+from avcap_zoo.backbones.audio.ced import PATCH_SIZE
+from avcap_zoo.data_modules.base import ClipDataset, ClipRecord, PackedRecords, collate
+from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
+from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
+from avcap_zoo.errors import DataError, WeightsError
+from avcap_zoo.ops.fbank import num_kaldi_frames
+from avcap_zoo.systems.base import CHECKPOINT_KEY
+from avcap_zoo.systems.lavcap.model import LAVCapModel
+from avcap_zoo.systems.lavcap.module import LAVCap
+from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """One clip as the model meets it.
+
+    Attributes:
+        clip_id: as in the annotations.
+        duration_s: length of the clip.
+        wav: the sound file.
+        frames: (K, H, W, 3) uint8, RGB, as large as the file has them.
+        frame_times_s: (K,) when each is seen.
+        spectrogram: (F, T) normalised log-mel energies of the clip without its padding, lowest band first.
+        plan: (K, N) transport plan, frames by audio tokens without padding; None for fusions without transport.
+        plan_end_s: where the last of the N audio tokens ends.
+    """
+
+    clip_id: str
+    duration_s: float
+    wav: bytes
+    frames: NDArray[np.uint8]
+    frame_times_s: NDArray[np.float64]
+    spectrogram: NDArray[np.float32]
+    plan: NDArray[np.float32] | None
+    plan_end_s: float
+
+
+def load_model(checkpoint: Path) -> LAVCapModel:
+    """Rebuild the model of a checkpoint from nothing but the checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        checkpoint: file of a run whose backbones have no files of their own.
+
+    Raises:
+        WeightsError: missing, damaged, not ours, or without some of the weights.
+    """
+    content = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location=lambda storage, _: storage)
+    note: dict[str, Any] = content.get(CHECKPOINT_KEY) or {}
+    if not str(note.get("class_path", "")).endswith(f".{LAVCap.__name__}"):
+        raise WeightsError(f"{checkpoint} holds no LAVCap, found {note.get('class_path', 'a file that is not ours')}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(LAVCap, "system")
+    settings = parser.parse_object({"system": json.loads(note["init_args"])})
+    system: LAVCap = parser.instantiate(settings).system
+    system.configure_model()
+    try:
+        system.load_state_dict(content["state_dict"], strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{checkpoint} does not fit the model it describes: {error}") from error
+    return system.model.eval()
+
+
+@torch.no_grad()
+def look_at_clips(model: LAVCapModel, data: ScenesDataModule, clip_ids: Sequence[str]) -> list[ClipView]:
+    """Hear, see and match some test clips.
+
+    Args:
+        model: a trained model that listens.
+        data: where the clips lie.
+        clip_ids: of the test split.
+
+    Raises:
+        DataError: a clip is not there.
+    """
+    records = {record.clip_id: record for record in data.read_split("test").records}
+    absent = [clip_id for clip_id in clip_ids if clip_id not in records]
+    if absent:
+        raise DataError(f"{data.root} lacks the test clips {', '.join(absent)}")
+    return [_look_at(model, data, records[clip_id]) for clip_id in clip_ids]
+
+
+def _look_at(model: LAVCapModel, data: ScenesDataModule, record: ClipRecord) -> ClipView:
+    if record.audio is None or record.visual is None:
+        raise DataError(f"test clip {record.clip_id} has no sound or no pictures in {data.root}")
+    dataset = ClipDataset(PackedRecords([record]), data.decode, seed=0, training=False)
+    batch = collate([dataset[0, 0]], data.num_frames)
+    if batch.waveform is None or batch.num_samples is None:
+        raise DataError(f"test clip {record.clip_id} cannot be decoded; delete {data.scenes_root}")
+    shift_ms = model.audio_settings.encoder.frame_shift_ms
+    real = int(num_kaldi_frames(batch.num_samples, frame_shift_ms=shift_ms)[0])
+    spectrogram = model.spectrogram(batch.waveform, batch.num_samples)[0, :real]
+    log_plan = model.fuse(batch).log_plan
+    tokens = min(-(-real // PATCH_SIZE), -(-model.audio_settings.encoder.target_length // PATCH_SIZE))
+    frames = read_frames(Path(record.visual), data.num_frames, data.scene_size_px, record.clip_id)
+    return ClipView(
+        clip_id=record.clip_id,
+        duration_s=record.duration_s,
+        wav=Path(record.audio).read_bytes(),
+        frames=frames.transpose(0, 2, 3, 1),
+        frame_times_s=frame_times_s(record.duration_s, data.num_frames),
+        spectrogram=spectrogram.T.numpy(),
+        plan=None if log_plan is None else log_plan[0, :, :tokens].exp().numpy(),
+        plan_end_s=tokens * PATCH_SIZE * shift_ms / 1000,
+    )
