@@ -8,6 +8,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent, Split, run_folder
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
-from avcap_zoo.data_modules.sampling import Draw, EpochSampler, ResumableLoader, epoch_order
-from avcap_zoo.errors import ConfigError, DataError, MediaError
+from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader, epoch_order
+from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
 
 ROOT_VARIABLE = "AVCAP_DATA"
 _NAMED_IDS = 5
@@ -169,10 +171,17 @@ class ClipDataset(Dataset[Sample]):
         if self.training:
             first = skipped[0]
             raise DataError(
-                f"{attempts} clips in a row cannot be read, the first is {first.clip_id} ({first.path}): {first.reason}; "
-                f"check the media folder"
+                f"{attempts} clips in a row cannot be read, the first is {first.clip_id} ({first.path}): "
+                f"{first.reason}; check the media folder"
             )
         return Sample(record=None, skipped=skipped)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample] | DataError:
+        """Decode the clips of a batch for `ClipLoader`, which raises what is returned as an error."""
+        try:
+            return [self[draw] for draw in draws]
+        except DataError as error:
+            return error
 
     def _index(self, epoch: int, position: int) -> int:
         if not self.training:
@@ -202,15 +211,32 @@ class ClipDataset(Dataset[Sample]):
         return sample
 
 
-def _read_features(path: Path, clip_id: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _read_features(path: Path, clip_id: str) -> NDArray[np.float32]:
     """(K, C) float32 of a .npy file."""
+    if not path.is_file():
+        raise MediaError(clip_id, path, "no such file")
     try:
         features = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(clip_id, path, f"not readable as .npy: {error}") from error
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+    except Exception as error:  # numpy's header parser lets through whatever a damaged file makes it stumble over
+        raise MediaError(clip_id, path, f"not readable as .npy: {first_line(error)}") from error
+    if not isinstance(features, np.ndarray):
+        raise MediaError(clip_id, path, "is an .npz archive, wanted one array")
+    if features.ndim != 2 or not features.size or not np.issubdtype(features.dtype, np.floating):
         raise MediaError(clip_id, path, f"is {features.shape} {features.dtype}, wanted (frames, width) of floats")
-    return features.astype(np.float32)
+    single: NDArray[np.float32] = features.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise MediaError(clip_id, path, "holds numbers that are not finite")
+    return single
+
+
+def _collate_or_error(samples: Sequence[Sample] | DataError, num_frames: int) -> Batch | DataError:
+    """`collate` for `ClipLoader`: an error is handed over, not raised."""
+    if isinstance(samples, DataError):
+        return samples
+    try:
+        return collate(samples, num_frames)
+    except DataError as error:
+        return error
 
 
 def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
@@ -221,7 +247,7 @@ def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
         num_frames: K, for the labelled boxes.
 
     Raises:
-        DataError: some clips have sound or pictures and others do not.
+        DataError: some clips have sound or pictures and others do not, or visual features of different widths.
     """
     real = [sample for sample in samples if sample.record is not None]
     records = [sample.record for sample in real if sample.record is not None]
@@ -241,6 +267,10 @@ def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
         batch.frame_mask = torch.ones(batch.frames.shape[:2], dtype=torch.bool)
     features = _all_or_none([sample.features for sample in real], "visual features", batch)
     if features:
+        widths = {tensor.shape[1]: record.clip_id for tensor, record in zip(features, records, strict=True)}
+        if len(widths) > 1:
+            named = ", ".join(f"{clip_id} has {width}" for width, clip_id in widths.items())
+            raise DataError(f"visual features of one batch differ in width: {named}; they come from different encoders")
         batch.visual_features = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
         counts = torch.tensor([len(f) for f in features])
         batch.frame_mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
@@ -320,9 +350,13 @@ class CaptionDataModule(LightningDataModule):
             ("num_frames", num_frames),
             ("image_size_px", image_size_px),
             ("batch_size", batch_size),
+            ("eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size),
         ):
             if value < 1:
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 1")
+        for key, value in (("num_workers", num_workers), ("seed", seed)):
+            if value < 0:
+                raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
         self.root = _root(root, self.name)
         self.sample_rate_hz = sample_rate_hz
         self.modalities = modalities
@@ -352,20 +386,19 @@ class CaptionDataModule(LightningDataModule):
         """Check the folder and write `missing.csv` (split, id, reason) into it. Runs on one process."""
         if not self.root.is_dir():
             raise DataError(
-                f"data folder {self.root} does not exist: set data.init_args.root, or ${ROOT_VARIABLE} to the folder above it"
+                f"data folder {self.root} does not exist: set data.init_args.root, "
+                f"or ${ROOT_VARIABLE} to the folder above it"
             )
         rows = [
             (split, clip_id, reason)
             for split in self._needed_splits()
             for clip_id, reason in self._index(split).missing
         ]
-        if not rows:
-            return
-        try:
-            with (self.root / "missing.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("split", "id", "reason"), *rows])
-        except OSError as error:
-            rank_zero_warn(f"cannot write {self.root / 'missing.csv'}: {error.strerror}")
+        if rows:
+            _write_csv(self.root / "missing.csv", [("split", "id", "reason"), *rows])
+        else:
+            with suppress(OSError):  # an older list, of clips that have come since
+                (self.root / "missing.csv").unlink()
 
     def setup(self, stage: str) -> None:
         """Index the splits of a stage and say how much of them is there.
@@ -415,7 +448,7 @@ class CaptionDataModule(LightningDataModule):
 
     def evaluation_loader(self, split: Split) -> DataLoader[Batch]:
         """Any split in file order, every clip once (over several processes the last ones may repeat)."""
-        return DataLoader(
+        return ClipLoader(
             sampler=EpochSampler(len(self.records(split)), *self._rank()),
             batch_size=self.eval_batch_size,
             **self._loader_options(split),
@@ -454,11 +487,11 @@ class CaptionDataModule(LightningDataModule):
         """
         records = self.records(split)
         decode = replace(self.decode, modalities=modalities, prefer_features=False)
-        return DataLoader(
-            ClipDataset(records, decode, seed=self.seed, training=shuffled),
+        return ClipLoader(
+            ClipDataset(records, decode, seed=self.seed, training=shuffled),  # type: ignore[arg-type]
             sampler=EpochSampler(len(records)),
             batch_size=batch_size,
-            collate_fn=partial(collate, num_frames=self.num_frames),
+            collate_fn=partial(_collate_or_error, num_frames=self.num_frames),
         )
 
     def use_feature_folder(self, folder: Path) -> None:
@@ -482,18 +515,31 @@ class CaptionDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Say what was skipped, and write it to `skipped.csv` in the run's folder."""
-        rows = [(split, *asdict(clip).values()) for split, clips in self.skipped.items() for clip in clips.values()]
-        if not rows or self.trainer is None:
+        if self.trainer is None:
             return
-        folder = run_folder(self.trainer)
-        self._write_skipped(folder / "skipped.csv", rows)
-        rank_zero_warn(f"{self.name}: {len(rows)} clips could not be read, listed in {folder / 'skipped.csv'}")
+        found = [self.skipped]
+        if self.trainer.world_size > 1:
+            found = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(found, self.skipped)
+        self._write_skipped(found)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Write `skipped.csv` also when the run breaks off: of this process only, the others may be gone."""
+        if self.trainer is not None:
+            self._write_skipped([self.skipped])
 
     @rank_zero_only
-    def _write_skipped(self, path: Path, rows: list[tuple[Any, ...]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("split", "id", "path", "reason"), *rows])
+    def _write_skipped(self, of_processes: list[dict[Split, dict[str, SkippedClip]]]) -> None:
+        unique = {
+            (split, clip_id): (split, clip_id, clip.path, clip.reason)
+            for skipped in of_processes
+            for split, clips in skipped.items()
+            for clip_id, clip in clips.items()
+        }
+        if unique:
+            path = run_folder(self.trainer) / "skipped.csv"
+            _write_csv(path, [("split", "id", "path", "reason"), *unique.values()])
+            rank_zero_warn(f"{self.name}: {len(unique)} clips could not be read, listed in {path}")
 
     def _count_skipped(self, clips: Iterable[SkippedClip]) -> None:
         split = self._current_split()
@@ -504,9 +550,9 @@ class CaptionDataModule(LightningDataModule):
                 rank_zero_warn(f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}")
         total = len(self.records(split))
         if len(known) > self.max_skipped_share * total:
-            named = ", ".join(list(known)[:_NAMED_IDS])
+            named = ", ".join(list(known)[:_NAMED_IDS]) + (", ..." if len(known) > _NAMED_IDS else "")
             raise DataError(
-                f"{self.name} {split}: {len(known)} of {total} clips cannot be read ({named}{', ...' if len(known) > _NAMED_IDS else ''}), "
+                f"{self.name} {split}: {len(known)} of {total} clips cannot be read ({named}), "
                 f"more than data.init_args.max_skipped_share {self.max_skipped_share:g} allows"
             )
 
@@ -540,7 +586,7 @@ class CaptionDataModule(LightningDataModule):
     def _loader_options(self, split: Split) -> dict[str, Any]:
         return {
             "dataset": ClipDataset(self.records(split), self.decode, seed=self.seed, training=split == "train"),
-            "collate_fn": partial(collate, num_frames=self.num_frames),
+            "collate_fn": partial(_collate_or_error, num_frames=self.num_frames),
             "num_workers": self.num_workers,
             # Its own generator: torch would draw a seed from the global one at each epoch, and a resumed run one less.
             "generator": torch.Generator().manual_seed(self.seed),
@@ -549,11 +595,20 @@ class CaptionDataModule(LightningDataModule):
         }
 
 
+def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    except OSError as error:  # a report: no reason to lose the run
+        rank_zero_warn(f"cannot write {path}: {error.strerror}")
+
+
 def _root(root: str | None, name: str) -> Path:
     if root is not None:
         return Path(root).expanduser()
     above = os.environ.get(ROOT_VARIABLE)
-    if above is None:
+    if not above:
         raise ConfigError(
             f"data.init_args.root is not set, and neither is ${ROOT_VARIABLE} (the folder that holds {name}/)"
         )

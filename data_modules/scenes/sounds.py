@@ -145,7 +145,8 @@ class _Canvas:
         count = max(2, int(np.ceil(duration_s * points_per_s)) + 1)
         heights = self.parameters.uniform(low, high, count)
         places = np.linspace(0, self.num_samples - 1, count)
-        return np.interp(np.arange(self.num_samples), places, heights).astype(np.float32)
+        curve: Samples = np.interp(np.arange(self.num_samples), places, heights).astype(np.float32)
+        return curve
 
     def strokes(self, rate_hz: float, shots: list[Samples], *, spread: float = 0.08) -> Samples:
         """Set short sounds at a nearly even rate; each is one of `shots`, with a slightly different level."""

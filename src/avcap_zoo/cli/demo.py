@@ -109,6 +109,10 @@ def main(arguments: Sequence[str]) -> int:
     annotations = read_annotations(options.scenes)
     results = {name: read_run(title, options.out / "runs" / name, annotations) for name, title in TITLES.items()}
     audio_visual = results["audio_visual"]
+    _say(
+        console,
+        f"\n{len(audio_visual.clips)} unseen clips. Right: exactly the events of the clip, in the right order and relation.",
+    )
     console.print(score_table(list(results.values())))
     show_captions(console, [clip.clip_id for clip in first_right_and_wrong(audio_visual, _SHOWN_OF_EACH)], results)
     report = options.out / "report.html"
@@ -218,9 +222,9 @@ def plan_run(name: str, options: DemoOptions, configs: Path) -> Run:
     return Run(
         title=TITLES[name],
         commands=(
-            Command("train", ["fit", *layers], options.steps, folder / FIT_FOLDER / "metrics.csv"),
+            Command("starting", ["fit", *layers], options.steps, folder / FIT_FOLDER / "metrics.csv"),
             Command(
-                "caption unseen clips",
+                "captioning unseen clips",
                 ["test", *layers, "--trainer.logger.version", TEST_FOLDER, "--ckpt_path", str(best)],
             ),
         ),
@@ -293,19 +297,20 @@ def what_is_reused(options: DemoOptions) -> str:
 
 def score_table(results: Sequence[RunResult]) -> Any:
     """Scores of all runs side by side, as a table for the terminal."""
+    from rich import box
     from rich.table import Table
 
     from avcap_zoo.tables.report import SHOWN_SCORES
 
-    table = Table(title=f"{len(results[0].clips)} unseen clips, × 100", title_justify="left")
-    table.add_column("Model")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("× 100", no_wrap=True)
     names = [name for name in SHOWN_SCORES if any(name in result.scores for result in results)]
-    for head in ("right events %", "right events + adverbs %", *(SHOWN_SCORES[name] for name in names), "clips"):
-        table.add_column(head, justify="right")
+    for head in ("right events", "+ adverbs", *(SHOWN_SCORES[name] for name in names)):
+        table.add_column(head, justify="right", no_wrap=True)
     for result in results:
         scores = [f"{100 * result.scores[name]:.1f}" if name in result.scores else "-" for name in names]
-        shares = [f"{100 * share:.1f}" for share in (result.events_share, result.all_share)]
-        table.add_row(result.title, *shares, *scores, str(len(result.clips)))
+        shares = [f"{100 * share:.1f} %" for share in (result.events_share, result.all_share)]
+        table.add_row(result.title, *shares, *scores)
     return table
 
 
@@ -319,8 +324,8 @@ def show_captions(console: Console, clip_ids: Sequence[str], results: Mapping[st
     """
     _say(
         console,
-        f"The first {_SHOWN_OF_EACH} clips, in order of id, whose events {TITLES['audio_visual'].lower()} get right, "
-        f"and the first {_SHOWN_OF_EACH} that they get wrong:",
+        f"Not chosen by hand: in order of id, the first {_SHOWN_OF_EACH} clips that the first model names right, then "
+        f"the first {_SHOWN_OF_EACH} that it names wrong. Clip, one reference, captions:",
     )
     width = max(len(result.title) for result in results.values())
     for clip_id in clip_ids:

@@ -20,6 +20,8 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -195,6 +197,8 @@ class CaptionCLI(LightningCLI):
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
         if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
             ours["strategy"] = HPU_STRATEGY
+        if settings["enable_progress_bar"] is not False and not settings["barebones"]:
+            ours["callbacks"] = _with_progress_bar(settings["callbacks"])
         if settings["logger"] in {None, True} and not settings["barebones"]:
             ours["logger"] = _default_loggers(root)
         try:
@@ -247,6 +251,14 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
     """Drop the tips to install litlogger and litmodels: their lightning-sdk would overwrite our `lightning` script."""
     message = record.getMessage()
     return "litlogger" not in message and "litmodels" not in message
+
+
+def _with_progress_bar(callbacks: Any) -> list[Any]:
+    """The callbacks, and a bar that shows small numbers such as learning rates, unless there is a bar already."""
+    given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    if any(isinstance(callback, ProgressBar) for callback in given):
+        return given
+    return [*given, RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))]
 
 
 def _with_checkpoint_io(plugins: Any) -> list[Any]:

@@ -42,7 +42,7 @@ class Command:
     """One command of the package.
 
     Attributes:
-        doing: what it does, for the display.
+        doing: what it does until its log tells more, for the display.
         arguments: what follows `avcap`.
         num_steps: optimizer steps it makes; 0 for commands that do not train.
         metrics: where those steps are logged.
@@ -144,7 +144,7 @@ class Run:
             self._file = self.log.open("wb")
         self._file.write(f"$ {command}\n".encode())
         self._file.flush()
-        self.status = Status(f"starting to {command.doing}", numbers=self.status.numbers)
+        self.status = Status(command.doing, numbers=self.status.numbers)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "avcap_zoo", *command.arguments],
             stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from avcap_zoo.backbones.audio.ced import PATCH_SIZE
 from avcap_zoo.data_modules.base import ClipDataset, ClipRecord, PackedRecords, collate
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
-from avcap_zoo.errors import DataError, WeightsError
+from avcap_zoo.errors import DataError, WeightsError, first_line
 from avcap_zoo.ops.fbank import num_kaldi_frames
 from avcap_zoo.systems.base import CHECKPOINT_KEY
 from avcap_zoo.systems.lavcap.model import LAVCapModel
@@ -65,7 +66,10 @@ def load_model(checkpoint: Path) -> LAVCapModel:
         raise WeightsError(f"{checkpoint} holds no LAVCap, found {note.get('class_path', 'a file that is not ours')}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(LAVCap, "system")
-    settings = parser.parse_object({"system": json.loads(note["init_args"])})
+    try:
+        settings = parser.parse_object({"system": json.loads(note["init_args"])})
+    except ArgumentError as error:
+        raise WeightsError(f"{checkpoint} was saved by another version of avcap-zoo: {first_line(error)}") from error
     system: LAVCap = parser.instantiate(settings).system
     system.configure_model()
     try:

@@ -25,8 +25,7 @@ def test_schedules_fall_from_the_peak_to_the_last_share(schedule: str, middle: f
 
 def test_cosine_and_linear_differ_off_the_middle() -> None:
     quarter = [
-        learning_rate_share(25, 100, 0, OptimizerSettings(schedule=schedule))  # type: ignore[arg-type]
-        for schedule in ("cosine", "linear")
+        learning_rate_share(25, 100, 0, OptimizerSettings(schedule=schedule)) for schedule in ("cosine", "linear")
     ]
     assert quarter == pytest.approx([0.8536, 0.75], abs=1e-4)
 
