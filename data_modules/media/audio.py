@@ -22,7 +22,7 @@ _UNKNOWN_LENGTH = (1 << 63) - 1
 def read_audio(path: Path, sample_rate_hz: int, clip_id: str) -> NDArray[np.float32]:
     """Read a sound, or the sound track of a video, as mono.
 
-    Channels are averaged; resampling is soxr HQ (about 1 ms for 10 s). A wav or mp3 that breaks off is read up to there.
+    Channels are averaged; resampling is soxr HQ (about 1 ms for 10 s). A wav or mp3 that breaks off is read so far.
 
     Args:
         path: wav, flac, ogg, mp3, or anything FFmpeg's libraries decode.
@@ -83,6 +83,8 @@ def _decode_with_pyav(path: Path, clip_id: str) -> tuple[NDArray[np.float32], in
         with open_container(path) as container:
             if not container.streams.audio:
                 raise MediaError(clip_id, path, "the file has no sound track")
+            if container.streams.audio[0].codec_context is None:
+                raise MediaError(clip_id, path, "no decoder for its sound")
             for frame in container.decode(audio=0):
                 if rate and frame.sample_rate != rate:
                     raise MediaError(clip_id, path, f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
@@ -96,5 +98,6 @@ def _decode_with_pyav(path: Path, clip_id: str) -> tuple[NDArray[np.float32], in
                 if num_samples > MAX_DURATION_S * rate:
                     raise MediaError(clip_id, path, _TOO_LONG)
     except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(clip_id, path, f"not decodable as sound: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(clip_id, path, f"not decodable as sound: {reason}") from error
     return np.concatenate(parts) if parts else np.empty(0, np.float32), rate

@@ -28,4 +28,5 @@ def open_container(path: Path) -> InputContainer:
     """
     import av
 
-    return av.open(str(path), metadata_errors="ignore", options={"format_whitelist": _FORMATS})
+    container: InputContainer = av.open(str(path), metadata_errors="ignore", options={"format_whitelist": _FORMATS})
+    return container

@@ -31,11 +31,7 @@ def read_image(path: Path, size_px: int, clip_id: str) -> NDArray[np.uint8]:
         raise MediaError(clip_id, path, "no such file")
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(clip_id, path, f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-            upright = _rgb(ImageOps.exif_transpose(image))
-    except MediaError:
-        raise
+            upright = _upright_rgb(image)
     except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
         raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
     if upright.size != (size_px, size_px):
@@ -43,8 +39,11 @@ def read_image(path: Path, size_px: int, clip_id: str) -> NDArray[np.uint8]:
     return np.array(upright).transpose(2, 0, 1)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB, without alpha."""
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB without alpha, turned as its EXIF data say."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit gray: Pillow would cut off at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P":  # straight to RGB, Pillow warns about transparent palettes

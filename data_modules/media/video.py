@@ -65,6 +65,8 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
             if not container.streams.video:
                 raise MediaError(clip_id, path, "the file has no pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(clip_id, path, "no decoder for its pictures")
             stream.codec_context.thread_count = 1  # clips are small; data workers are the parallelism
             start_s, end_s = _span_s(container, stream)
             if end_s - start_s > MAX_DURATION_S:
@@ -83,7 +85,8 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
             if current is not None and len(shown) < num_frames:
                 shown += [_square(current, size_px, reformatter)] * (num_frames - len(shown))
     except (av.error.FFmpegError, ValueError) as error:
-        raise MediaError(clip_id, path, f"not decodable as video: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(clip_id, path, f"not decodable as video: {reason}") from error
     if not shown:
         raise MediaError(clip_id, path, "the video holds no frames")
     return np.stack(shown)
@@ -109,7 +112,5 @@ def _square(frame: VideoFrame, size_px: int, reformatter: VideoReformatter) -> N
     width, height = max(size_px, round(frame.width * scale)), max(size_px, round(frame.height * scale))
     rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
     top, left = (height - size_px) // 2, (width - size_px) // 2
-    square: NDArray[np.uint8] = rgb[top : top + size_px, left : left + size_px].transpose(2, 0, 1)
-    if frame.rotation:
-        square = np.rot90(square, round(frame.rotation / 90), axes=(1, 2))
-    return square
+    square = rgb[top : top + size_px, left : left + size_px].transpose(2, 0, 1)
+    return np.rot90(square, round((frame.rotation or 0) / 90), axes=(1, 2)).astype(np.uint8)

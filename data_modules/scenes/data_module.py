@@ -10,7 +10,7 @@ from avcap_zoo.batch import Split
 from avcap_zoo.data_modules.audiocaps import AudioCapsDataModule
 from avcap_zoo.data_modules.base import SplitIndex
 from avcap_zoo.data_modules.scenes.export import generate_scenes
-from avcap_zoo.errors import DataError
+from avcap_zoo.errors import DataError, first_line
 
 
 class ScenesDataModule(AudioCapsDataModule):
@@ -78,6 +78,9 @@ class ScenesDataModule(AudioCapsDataModule):
 def _annotations(path: Path, split: Split) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; delete the folder above it and run again")
-    with path.open(encoding="utf-8") as file:
-        rows = (json.loads(line) for line in file)
-        return {row["clip_id"]: row for row in rows if row["split"] == split}
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = (json.loads(line) for line in file)
+            return {row["clip_id"]: row for row in rows if row["split"] == split}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({first_line(error)}); delete the folder above it and run again") from error

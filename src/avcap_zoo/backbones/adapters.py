@@ -40,18 +40,21 @@ def set_training_mode(module: nn.Module, mode: TrainingMode, lora: LoRASettings,
         name: config key of the backbone, for the message.
 
     Raises:
-        ConfigError: no layer of the module has one of the target names.
+        ConfigError: a target name that no linear layer of the module has.
     """
     module.requires_grad_(mode == "full")
     if mode != "lora":
         return
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
 
-    linear_names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-    if not any(n.split(".")[-1] in lora.targets for n in linear_names):
+    linear_names = [n for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
+    unmatched = [t for t in lora.targets if not any(f".{n}".endswith(f".{t}") for n in linear_names)]
+    if unmatched or not lora.targets:
         endings = sorted({n.split(".")[-1] for n in linear_names})
         raise ConfigError(
-            f"{name}.lora.targets: no linear layer is named {' or '.join(lora.targets)}; this model has {', '.join(endings)}"
+            f"{name}.lora.targets: no linear layer is named {' or '.join(unmatched) or '(empty)'}; "
+            f"this model has {', '.join(endings)}"
         )
     inject_adapter_in_model(
         LoraConfig(

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.errors import ConfigError, hub_error
+from avcap_zoo.backbones.pretrained import load_pretrained
+from avcap_zoo.errors import ConfigError, first_line, hub_error
 from avcap_zoo.ops.masking import left_align
+
+_LONGEST_REASON = 120
 
 
 @dataclass
@@ -195,8 +198,11 @@ class CausalLanguageModel(nn.Module):
 
         # generate() wants padding on the left: flip, align, flip back.
         flipped = left_align(text.attention_mask.flip(1), text.inputs_embeds.flip(1))
+        options = asdict(settings)
+        # Of min_length transformers would take the length of inputs_embeds.
+        options["min_new_tokens"] = options.pop("min_length")
         config = GenerationConfig(
-            **asdict(settings),
+            **options,
             do_sample=False,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
@@ -240,14 +246,23 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
         if model_type is None:
             raise ConfigError("model.init_args.language: give a source, or a config with a model_type such as llama")
         keys.setdefault("vocab_size", vocabulary_size)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **keys), dtype=dtype)
+        try:
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **keys), dtype=dtype)
+        except ValueError as error:
+            raise ConfigError(f"model.init_args.language.config: {_shortened(error)}") from error
     else:
-        with hub_error(settings.source, "model.init_args.language.source"):
-            model = AutoModelForCausalLM.from_pretrained(settings.source, dtype=dtype)
+        key = "model.init_args.language.source"
+        model = load_pretrained(AutoModelForCausalLM, settings.source, key, dtype=dtype)
     if model.get_input_embeddings().num_embeddings < vocabulary_size:
         # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to.
         model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
     return model
+
+
+def _shortened(error: Exception) -> str:
+    """First line of an error, without transformers' list of all models there are."""
+    text = first_line(error)
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ import yaml
 
 from avcap_zoo.cli.scenes import ScenesParser
 from avcap_zoo.cli.usage import CommandLineError
-from avcap_zoo.errors import ConfigError
+from avcap_zoo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from avcap_zoo.cli.side_by_side import run_side_by_side
     from avcap_zoo.data_modules.scenes.export import generate_scenes
-    from avcap_zoo.tables.run_results import first_right_and_wrong, read_annotations, read_run
+    from avcap_zoo.tables.run_results import first_right_and_wrong, read_annotations, read_run, same_clips
 
     console = Console()
     reused = what_is_reused(options)
@@ -108,11 +108,11 @@ def main(arguments: Sequence[str]) -> int:
     run_side_by_side(list(runs.values()), console)
     annotations = read_annotations(options.scenes)
     results = {name: read_run(title, options.out / "runs" / name, annotations) for name, title in TITLES.items()}
+    if not same_clips(list(results.values())):
+        raise DataError(f"the runs in {options.out / 'runs'} captioned different clips; see their log.txt")
     audio_visual = results["audio_visual"]
-    _say(
-        console,
-        f"\n{len(audio_visual.clips)} unseen clips. Right: exactly the events of the clip, in the right order and relation.",
-    )
+    count = len(audio_visual.clips)
+    _say(console, f"\n{count} unseen clips. Right: exactly the events of the clip, in the right order and relation.")
     console.print(score_table(list(results.values())))
     show_captions(console, [clip.clip_id for clip in first_right_and_wrong(audio_visual, _SHOWN_OF_EACH)], results)
     report = options.out / "report.html"
@@ -305,7 +305,7 @@ def score_table(results: Sequence[RunResult]) -> Any:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("× 100", no_wrap=True)
     names = [name for name in SHOWN_SCORES if any(name in result.scores for result in results)]
-    for head in ("right events", "+ adverbs", *(SHOWN_SCORES[name] for name in names)):
+    for head in ("right", "+ adverbs", *(SHOWN_SCORES[name] for name in names)):
         table.add_column(head, justify="right", no_wrap=True)
     for result in results:
         scores = [f"{100 * result.scores[name]:.1f}" if name in result.scores else "-" for name in names]

@@ -30,6 +30,7 @@ _POLL_S = 0.5
 _LINE_EVERY_S = 20.0
 _GRACE_S = 3.0
 _SHOWN_LINES = 15
+_WIDTH_WITH_BARS = 104
 _TQDM = re.compile(r"^\s*(?P<what>[^:|%]+):\s+\d+%\|.*?\|\s*(?P<done>\d+)/(?P<total>\d+)")
 
 
@@ -76,8 +77,12 @@ class Status:
 
     def __str__(self) -> str:
         """One line."""
-        count = f" {self.done} of {self.total}" if self.total else ""
-        return f"{self.doing}{count}{', ' if self.numbers else ''}{self.numbers}"
+        return f"{self.step}{', ' if self.numbers else ''}{self.numbers}"
+
+    @property
+    def step(self) -> str:
+        """What it does and how far it is."""
+        return f"{self.doing} {self.done}/{self.total}" if self.total else self.doing
 
 
 @dataclass
@@ -88,11 +93,13 @@ class Run:
         title: name of the model for the display.
         commands: what to run.
         log: file that takes all they print.
+        program: what the arguments of a command are given to.
     """
 
     title: str
     commands: Sequence[Command]
     log: Path
+    program: Sequence[str] = (sys.executable, "-m", "avcap_zoo")
     status: Status = field(default_factory=lambda: Status("waiting"))
     _next: int = 0
     _process: subprocess.Popen[bytes] | None = None
@@ -146,7 +153,7 @@ class Run:
         self._file.flush()
         self.status = Status(command.doing, numbers=self.status.numbers)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "avcap_zoo", *command.arguments],
+            [*self.program, *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -228,13 +235,12 @@ class _Bars(_Display):
             finished = status.doing == "done"
             if finished:
                 self.progress.stop_task(task)
-            count = f" {status.done} of {status.total}" if status.total else ""
             self.progress.update(
                 task,
                 total=1 if finished else status.total or None,
                 completed=1 if finished else status.done,
-                doing=f"{status.doing}{count}",
-                numbers=status.numbers,
+                doing=f"{status.step:<32}",
+                numbers=f"{status.numbers:<20}",
             )
 
 
@@ -257,13 +263,9 @@ class _Lines(_Display):
 
 @contextmanager
 def _bars(runs: Sequence[Run], console: Console) -> Iterator[_Display]:
-    columns = (
-        TextColumn("{task.description}", style="bold"),
-        TextColumn("{task.fields[doing]}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-    )
+    texts = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[doing]", "fields[numbers]")]
+    bar = [BarColumn(bar_width=20)] if console.width >= _WIDTH_WITH_BARS else []
+    columns = (*texts[:2], *bar, *texts[2:], TimeElapsedColumn())
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         yield _Bars(runs, progress)
 

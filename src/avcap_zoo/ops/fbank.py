@@ -82,7 +82,7 @@ def kaldi_fbank(
         spectrum = torch.fft.rfft(emphasised, n=fft_size)
         power = spectrum.real.square() + spectrum.imag.square()
         filters = _kaldi_mel_filters(num_mel_bins, fft_size, sample_rate_hz, low_hz, high_hz or sample_rate_hz / 2)
-        energies = power[..., : fft_size // 2] @ filters.to(waveform.device)
+        energies: Tensor = power[..., : fft_size // 2] @ filters.to(waveform.device)
         return energies.clamp_min(KALDI_LOG_FLOOR).log()
 
 

@@ -207,6 +207,14 @@ def _mark(clip: ClipResult) -> str:
     return '<span class="mark bad">✗ events</span>'
 
 
+def _folded_references(clip: ClipResult) -> str:
+    first, *others = dict.fromkeys(clip.references)
+    if not others:
+        return escape(first)
+    items = "".join(f"<li>{escape(reference)}</li>" for reference in others)
+    return f"{escape(first)}<details><summary>{len(others)} more</summary><ul>{items}</ul></details>"
+
+
 def _references(clip: ClipResult) -> str:
     items = "".join(f"<li>{escape(reference)}</li>" for reference in dict.fromkeys(clip.references))
     return f"<ul>{items}</ul>"
@@ -243,10 +251,10 @@ def _kind_table(record: DemoRecord) -> str:
 
 def _table(corner: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     head = "".join(f'<th class="number">{escape(text)}</th>' for text in heads)
-    body = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td class=number>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, cells in rows.items()
-    )
+    body = ""
+    for name, cells in rows.items():
+        numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
+        body += f"<tr><td>{escape(name)}</td>{numbers}</tr>"
     return f"<table><thead><tr><th>{escape(corner)}</th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -258,7 +266,7 @@ def _row(one: ClipResult, two: ClipResult, record: DemoRecord) -> str:
     )
     return (
         f'<tr data-right="{state[one.events_right, two.events_right]}"><td><code>{escape(one.clip_id)}</code></td>'
-        f'{said}<td data-of="References">{_references(one)}</td></tr>'
+        f'{said}<td data-of="References">{_folded_references(one)}</td></tr>'
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            for orphan in target.parent.glob(f".{target.name}.*.partial"):  # left by a killed process
+            for orphan in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):  # left by a killed process
                 orphan.unlink(missing_ok=True)
             with staging.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -50,7 +52,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its zip writer, with the OSError as its context.
             cause = error if isinstance(error, OSError) else error.__context__
-            staging.unlink(missing_ok=True)
             if not isinstance(error, OSError) and not isinstance(cause, OSError) and "write" not in str(error):
                 raise
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
@@ -58,6 +59,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"cannot save checkpoint {target}: {reason}; the previous checkpoint is untouched. "
                 f"Free some space or choose another folder with --trainer.default_root_dir"
             ) from error
+        finally:
+            with suppress(OSError):  # it is gone if all went well, and may never have been there
+                staging.unlink()
 
     @override
     def load_checkpoint(

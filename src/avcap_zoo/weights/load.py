@@ -35,9 +35,14 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if not head.startswith((b"PK", b"\x80")):  # neither zip nor pickle: a web page, a git-lfs pointer
+            raise WeightsError(f"{path} is no weight file, it begins with {head!r}") from error
         raise WeightsError(
             f"{path} holds Python objects beside tensors and is not loaded; ask its author for safetensors"
         ) from error

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avcap_zoo.errors import ShapeError, hub_error
+from avcap_zoo.backbones.pretrained import load_pretrained
+from avcap_zoo.errors import ShapeError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +36,7 @@ class CLIPFrameEncoder(nn.Module):
         settings: see `CLIPSettings`.
 
     Raises:
-        WeightsError: the source cannot be found or read.
+        WeightsError: the source cannot be found or read, or holds no CLIP vision encoder.
     """
 
     def __init__(self, settings: CLIPSettings) -> None:
@@ -45,8 +46,9 @@ class CLIPFrameEncoder(nn.Module):
         if settings.source is None:
             self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**settings.config))
         else:
-            with hub_error(settings.source, "model.init_args.vision.source"):
-                self.model = CLIPVisionModelWithProjection.from_pretrained(settings.source)
+            self.model = load_pretrained(
+                CLIPVisionModelWithProjection, settings.source, "model.init_args.vision.source"
+            )
         self.embed_dim: int = self.model.config.projection_dim
         self.image_size_px: int = self.model.config.image_size
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
@@ -72,7 +74,7 @@ class CLIPFrameEncoder(nn.Module):
             )
         pixels = self.normalise(frames.flatten(0, 1))
         embeddings: Tensor = self.model(pixel_values=pixels).image_embeds
-        return embeddings.unflatten(0, frames.shape[:2])
+        return embeddings.view(*frames.shape[:2], -1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """CLIP's preprocessing on the device: shorter side to the model's size, centre crop, mean and std.

@@ -1,0 +1,46 @@
+"""Models from hub ids and folders in transformers format, strictly: every weight comes from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avcap_zoo.errors import WeightsError, first_line, hub_error
+
+_LISTED = 5
+
+
+def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> Any:
+    """Load a transformers model. transformers itself would fill missing or mis-shaped weights with random ones.
+
+    Args:
+        model_class: transformers class with `from_pretrained`.
+        source: hub id or local folder.
+        key: config key the source came from, for the message.
+        options: of `from_pretrained`.
+
+    Raises:
+        WeightsError: the source cannot be found or read, or does not hold all weights of the model.
+    """
+    from safetensors import SafetensorError
+
+    with hub_error(source, key):
+        try:
+            model, found = model_class.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise WeightsError(f"{key}: the weights in {source!r} cannot be read: {first_line(error)}") from error
+    problems = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": sorted(
+            f"{name} {tuple(has)}, wanted {tuple(wanted)}" for name, has, wanted in found["mismatched_keys"]
+        ),
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+            for kind, names in problems.items()
+            if names
+        )
+        raise WeightsError(f"{key}: {source!r} does not hold the weights of a {type(model).__name__}: {listed}")
+    return model

@@ -1,0 +1,353 @@
+"""The official CSV files, every way of naming media, and folders that are not what they seem."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avcap_zoo.data_modules.base import SplitIndex
+from avcap_zoo.errors import DataError, MediaError
+from tests.unit.data_modules.folders import data_module, make_folder, sound, write_rows
+from tests.unit.data_modules.media_files import encode, folder_of_pictures, numbered_frames, tone, write_sound
+
+HEADER = "audiocap_id,youtube_id,start_time,caption"
+ROW = (91, "Ab-_9xyzQ1w", 30, "a dog barks")
+
+
+def read(root: Path, **options: Any) -> SplitIndex:
+    return data_module(root, **options).read_split("train")
+
+
+def read_text(root: Path, text: str | bytes) -> list[tuple[str, list[str]]]:
+    """Clips and captions of a train.csv; each clip has a sound."""
+    content = text.encode() if isinstance(text, str) else text
+    root.mkdir(exist_ok=True)
+    (root / "train.csv").write_bytes(content)
+    for clip_id in ("a", "b", "Ab-_9xyzQ1w", "--0w1YA1Hm4", "_9mgOkzm-xg"):
+        write_sound(root / "train" / "waveforms" / f"{clip_id}.wav", sound(0))
+    return [(record.clip_id, record.captions) for record in read(root).records]
+
+
+# -- the CSV -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{HEADER}\n1,a,30,A dog barks\n2,b,0,Rain\n",
+        f"\ufeff{HEADER}\n1,a,30,A dog barks\n2,b,0,Rain\n",
+        f"{HEADER}\r\n1,a,30,A dog barks\r\n2,b,0,Rain\r\n",
+        f"{HEADER}\n1,a,30,A dog barks\n\n2,b,0,Rain",
+        f"\ufeff{HEADER}\r\n1,a,30.0,  A dog barks  \r\n2,b, 0 ,Rain\r\n\r\n",
+        "caption,start_time,extra,youtube_id,audiocap_id\nA dog barks,30,x,a,1\nRain,0,y,b,2\n",
+        f'{HEADER}\n1,"a",30,"A dog barks"\n2,b,0,"Rain"\n',
+    ],
+)
+def test_byte_order_marks_line_ends_and_column_order(tmp_path: Path, content: str) -> None:
+    assert read_text(tmp_path, content) == [("a", ["A dog barks"]), ("b", ["Rain"])]
+
+
+def test_quoted_commas_quotes_and_other_scripts(tmp_path: Path) -> None:
+    captions = [
+        "A dog barks, twice, then stops",
+        'He says "yes", loudly',
+        "Ein Hund bellt – draußen",
+        "犬が吠える",
+        "it's",
+    ]
+    write_rows(tmp_path / "train.csv", [(n, "a", 0, caption) for n, caption in enumerate(captions)])
+    write_sound(tmp_path / "train" / "waveforms" / "a.wav", sound(0))
+    (record,) = read(tmp_path).records
+    assert record.captions == captions
+
+
+def test_rows_of_one_clip_are_its_references(tmp_path: Path) -> None:
+    text = f"{HEADER}\n1,a,30,one\n2,b,0,two\n3,a,30,three\n3,a,30,three\n"
+    assert read_text(tmp_path, text) == [("a", ["one", "three", "three"]), ("b", ["two"])]
+
+
+@pytest.mark.parametrize("clip_id", ["Ab-_9xyzQ1w", "--0w1YA1Hm4", "_9mgOkzm-xg"])
+def test_ids_with_dashes_and_underscores(tmp_path: Path, clip_id: str) -> None:
+    assert read_text(tmp_path, f"{HEADER}\n1,{clip_id},30,x\n") == [(clip_id, ["x"])]
+
+
+def test_no_csv(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.csv does not exist; AudioCaps publishes train.csv, val.csv"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"no column audiocap_id, youtube_id, start_time, caption; found nothing"),
+        ("a,b\n1,2\n", r"no column audiocap_id, youtube_id, start_time, caption; found a, b"),
+        (
+            "audiocap_id,youtube_id,caption\n1,a,x\n",
+            r"train.csv has no column start_time; found audiocap_id, youtube_id",
+        ),
+        ("1,a,30,A dog barks\n", r"no column .*found 1, a, 30, A dog barks"),
+        (f"{HEADER}\n", r"train.csv holds no rows"),
+        (f"{HEADER}\n1,a,30,caf\xe9\n".encode("latin-1"), r"train.csv is no CSV in UTF-8"),
+        (f"{HEADER}\n1,a,30,x\n".encode("utf-16"), r"train.csv is no CSV in UTF-8"),
+        (f"{HEADER}\n1,a,30,{'x' * 200_000}\n", r"train.csv is no CSV in UTF-8: field larger than"),
+        (b"PK\3\4\xff\xfe binary", r"train.csv is no CSV in UTF-8"),
+    ],
+)
+def test_files_that_are_not_audiocaps(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_text(tmp_path, content)
+
+
+@pytest.mark.parametrize("start", ["", "x", "-1", "nan", "inf", "1e999", "30 s", "0:30", "1,5"])
+def test_start_times_that_are_no_numbers(tmp_path: Path, start: str) -> None:
+    with pytest.raises(DataError, match=r"line 2: start_time .* is no number"):
+        read_text(tmp_path, f'{HEADER}\n1,a,"{start}",x\n')
+
+
+@pytest.mark.parametrize(
+    "clip_id", ["../a", "..", "a/b", "/etc/passwd", "a\\b", "a b", "", "a.b", "ü", "a\0b", "*", "~", "$HOME"]
+)
+def test_unsafe_ids(tmp_path: Path, clip_id: str) -> None:
+    write_rows(tmp_path / "train.csv", [(1, clip_id, 0, "x")])
+    with pytest.raises(DataError, match="is no safe id") as caught:
+        read(tmp_path)
+    assert repr(clip_id) in str(caught.value)
+    write_rows(tmp_path / "train.csv", [(clip_id, "a", 0, "x")])
+    with pytest.raises(DataError, match="is no safe id"):
+        read(tmp_path)
+
+
+def test_all_problems_of_a_file_are_in_one_message(tmp_path: Path) -> None:
+    lines = ["1,../a,0,x", "2,b,soon,x", "3,c,0", "4,d", "5,,0,x", "6,f g,0,x", "7,h,nan,x", "8,ok,0,x"]
+    with pytest.raises(DataError) as caught:
+        read_text(tmp_path, "\n".join([HEADER, *lines]))
+    message = str(caught.value)
+    assert "line 2: id '../a' or '1' is no safe id; line 3: start_time 'soon' is no number" in message
+    assert "line 4: fewer than four columns" in message
+    assert "line 5: start_time None is no number" in message
+    assert message.endswith("line 6: id '' or '5' is no safe id and 2 more")
+
+
+# -- names of media ----------------------------------------------------------------------------------------------
+
+
+STEMS = ["Ab-_9xyzQ1w_30000", "YAb-_9xyzQ1w", "Ab-_9xyzQ1w", "91"]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".m4a", ".WAV"])
+def test_every_name_of_a_sound(tmp_path: Path, stem: str, suffix: str) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    path = tmp_path / "train" / "waveforms" / f"{stem}{suffix}"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (record,) = read(tmp_path).records
+    assert record.audio == str(path)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_name_of_a_video_frames_and_features(tmp_path: Path, stem: str) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    frames = tmp_path / "train" / "frames" / stem
+    frames.mkdir(parents=True)
+    (record,) = read(tmp_path, modalities=("visual",)).records
+    assert record.visual == str(frames)
+    for suffix in (".webm", ".mkv", ".mp4"):  # each is preferred to the one before
+        video = tmp_path / "train" / "videos" / f"{stem}{suffix}"
+        video.parent.mkdir(exist_ok=True)
+        video.touch()
+        (record,) = read(tmp_path, modalities=("visual",)).records
+        assert record.visual == str(video)
+    features = tmp_path / "visual_feature" / "train" / f"{stem}.npy"
+    features.parent.mkdir(parents=True)
+    features.touch()
+    (record,) = read(tmp_path, modalities=("visual",)).records
+    assert record.features == str(features)
+
+
+def test_the_more_exact_name_and_the_better_format_win(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    folder = tmp_path / "train" / "waveforms"
+    folder.mkdir(parents=True)
+    for name in ("91.wav", "Ab-_9xyzQ1w.wav", "Ab-_9xyzQ1w_30000.mp3", "Ab-_9xyzQ1w_30000.wav", "Ab-_9xyzQ1w_0.wav"):
+        (folder / name).touch()
+    (record,) = read(tmp_path).records
+    assert record.audio == str(folder / "Ab-_9xyzQ1w_30000.wav")
+
+
+def test_video_instead_of_a_waveform_for_sound(tmp_path: Path) -> None:
+    write_rows(tmp_path / "val.csv", [(1, "with", 0, "x"), (2, "without", 0, "y")])
+    videos = tmp_path / "val" / "videos"
+    videos.mkdir(parents=True)
+    (videos / "with.mp4").write_bytes(encode(numbered_frames(4), tone()[None]))
+    (videos / "without.mp4").write_bytes(encode(numbered_frames(4)))
+    data = data_module(tmp_path, modalities=("audio", "visual"), eval_batch_size=1)
+    heard, silent = data.val_dataloader()
+    assert heard.clip_ids == ["with"]
+    assert heard.waveform is not None
+    assert heard.frames is not None
+    assert heard.waveform.shape[1] > 15_000
+    assert silent.skipped[0].reason == "the file has no sound track"
+
+
+def test_folders_of_frames(tmp_path: Path) -> None:
+    write_rows(tmp_path / "val.csv", [ROW])
+    (tmp_path / "val" / "frames").mkdir(parents=True)
+    folder_of_pictures(tmp_path / "val" / "frames" / "Ab-_9xyzQ1w", 4)
+    (batch,) = data_module(tmp_path, modalities=("visual",), num_frames=4).val_dataloader()
+    assert batch.frames is not None
+    assert batch.frames.shape == (1, 4, 3, 16, 16)
+    assert batch.waveform is None
+
+
+def test_what_is_lacking_is_said(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    index = read(tmp_path, modalities=("audio", "visual"))
+    assert index.records == []
+    assert index.missing[0] == ("train0", "no video or frames")
+    (tmp_path / "visual_feature" / "train").mkdir(parents=True)
+    assert read(tmp_path, modalities=("audio", "visual")).missing[0] == ("train0", "no cached features")
+    assert read(tmp_path, modalities=("visual",), use_cached_features=False).missing[0][1] == "no video or frames"
+    assert len(read(tmp_path, modalities=("audio",)).records) == 6
+
+
+def test_folders_and_pipes_are_no_media(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    (tmp_path / "train" / "waveforms" / "Ab-_9xyzQ1w.wav").mkdir(parents=True)
+    (tmp_path / "train" / "frames").mkdir()
+    (tmp_path / "train" / "frames" / "Ab-_9xyzQ1w").touch()
+    assert read(tmp_path, modalities=("audio", "visual")).missing == [
+        ("Ab-_9xyzQ1w", "no sound file and no video or frames")
+    ]
+
+
+# -- features ----------------------------------------------------------------------------------------------------
+
+
+def read_feature(root: Path, write: Any) -> Any:
+    """Write `val`'s only feature file, and decode it."""
+    write_rows(root / "val.csv", [ROW])
+    path = root / "visual_feature" / "val" / "Ab-_9xyzQ1w.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path)
+    (batch,) = data_module(root, modalities=("visual",), on_error="raise").val_dataloader()
+    return batch.visual_features
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_features_become_float32(tmp_path: Path, dtype: Any) -> None:
+    features = read_feature(tmp_path, lambda path: np.save(path, np.full((3, 4), 0.5, dtype)))
+    assert features.shape == (1, 3, 4)
+    assert features.dtype.is_floating_point
+    assert features.element_size() == 4
+    assert (features == 0.5).all()
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros(4, np.float32), r"is \(4,\) float32, wanted \(frames, width\) of floats"),
+        (np.zeros((2, 3, 4), np.float32), r"is \(2, 3, 4\) float32"),
+        (np.zeros((2, 3), np.int64), r"is \(2, 3\) int64"),
+        (np.zeros((2, 3), np.complex64), r"is \(2, 3\) complex64"),
+        (np.zeros((0, 3), np.float32), r"is \(0, 3\) float32"),
+        (np.full((2, 3), np.nan, np.float32), "not finite"),
+        (np.full((2, 3), 1e300), "not finite"),
+    ],
+)
+def test_features_of_another_kind(tmp_path: Path, array: Any, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        read_feature(tmp_path, lambda path: np.save(path, array))
+
+
+def test_object_arrays_run_nothing(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    with pytest.raises(MediaError, match=r"not readable as \.npy"):
+        read_feature(tmp_path, lambda path: np.save(path, np.array([[Hostile(marker)]], dtype=object)))
+    assert not marker.exists()
+
+
+def _write_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros((2, 3)))
+
+
+def _write_header_of_a_giant(path: Path) -> None:
+    np.save(path, np.zeros((2, 3), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(2, 3), }        ", b"(9000000, 99999),"))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), "not readable as .npy"),
+        (lambda path: path.write_bytes(b"<html>404</html>"), "not readable as .npy"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': [[[[[["), "not readable as .npy"),
+        (_write_archive, "is an .npz archive"),
+        (_write_header_of_a_giant, "not readable as .npy"),
+    ],
+)
+def test_files_that_are_no_features(tmp_path: Path, write: Any, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        read_feature(tmp_path, write)
+
+
+# -- nothing outside ---------------------------------------------------------------------------------------------
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    outside = write_sound(tmp_path / "outside" / "secret.wav", sound(0))
+    folder_of_pictures(tmp_path / "outside" / "pictures", 2)
+    root = tmp_path / "root"
+    write_rows(root / "train.csv", [ROW])
+    for folder in ("waveforms", "frames"):
+        (root / "train" / folder).mkdir(parents=True)
+    (root / "train" / "waveforms" / "Ab-_9xyzQ1w.wav").symlink_to(outside)
+    (root / "train" / "frames" / "Ab-_9xyzQ1w").symlink_to(tmp_path / "outside" / "pictures")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        index = read(root, modalities=("audio", "visual"))
+    assert index.missing == [("Ab-_9xyzQ1w", "no sound file and no video or frames")]
+    said = [str(warning.message) for warning in caught]
+    assert any(
+        "1 links in" in line and "lead out of it and are not followed, such as Ab-_9xyzQ1w.wav" in line for line in said
+    )
+
+
+def test_links_within_the_folder_and_of_whole_folders_are_followed(tmp_path: Path) -> None:
+    store = write_sound(tmp_path / "root" / "store" / "1.wav", sound(0))
+    write_sound(tmp_path / "disk" / "b.wav", sound(1))
+    (tmp_path / "disk" / "c.wav").symlink_to("b.wav")
+    root = tmp_path / "root"
+    write_rows(root / "train.csv", [(1, "a", 0, "x")])
+    write_rows(root / "val.csv", [(1, "b", 0, "x"), (2, "c", 0, "x")])
+    (root / "train" / "waveforms").mkdir(parents=True)
+    (root / "train" / "waveforms" / "a.wav").symlink_to(store)
+    (root / "val").mkdir()
+    (root / "val" / "waveforms").symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(root)
+    for place in (root, tmp_path / "link"):
+        data = data_module(place)
+        assert len(data.read_split("train").records) == 1
+        assert len(data.read_split("val").records) == 2
+
+
+def test_a_link_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    (tmp_path / "train" / "waveforms").mkdir(parents=True)
+    (tmp_path / "train" / "waveforms" / "Ab-_9xyzQ1w.wav").symlink_to("gone.wav")
+    assert read(tmp_path).missing == [("Ab-_9xyzQ1w", "no sound file")]

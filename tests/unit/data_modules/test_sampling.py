@@ -1,0 +1,173 @@
+"""Every clip once an epoch, over one process or several, from any starting point."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, ResumableLoader, epoch_order
+from avcap_zoo.errors import DataError, MediaError
+
+
+def draws(num_clips: int, world_size: int, *, epoch: int = 0, consumed: int = 0) -> list[list[tuple[int, int]]]:
+    """Draws of every process."""
+    shares = []
+    for rank in range(world_size):
+        sampler = EpochSampler(num_clips, rank, world_size)
+        sampler.set_epoch(epoch)
+        if consumed:
+            sampler.resume(epoch, consumed)
+        shares.append(list(sampler))
+    return shares
+
+
+def woven(shares: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """Draws in the order in which all processes together take them."""
+    return [draw for turn in zip(*shares, strict=True) for draw in turn]
+
+
+def test_order_is_a_permutation_of_seed_and_epoch() -> None:
+    orders = {(seed, epoch): tuple(epoch_order(50, seed, epoch).tolist()) for seed in (0, 1, 7) for epoch in range(4)}
+    assert all(sorted(order) == list(range(50)) for order in orders.values())
+    assert len(set(orders.values())) == len(orders)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert tuple(epoch_order(50, 7, 2).tolist()) == orders[7, 2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 3, 10, 11])
+def test_one_process_takes_every_position_once(num_clips: int) -> None:
+    (share,) = draws(num_clips, 1, epoch=4)
+    assert share == [(4, position) for position in range(num_clips)]
+    assert len(EpochSampler(num_clips)) == num_clips
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("num_clips", [1, 2, 7, 10, 11])
+def test_processes_share_evenly_and_wrap_around(num_clips: int, world_size: int) -> None:
+    shares = draws(num_clips, world_size)
+    assert len({len(share) for share in shares}) == 1
+    assert len(shares[0]) == len(EpochSampler(num_clips, 0, world_size))
+    counts = Counter(position for _, position in woven(shares))
+    assert set(counts) == set(range(num_clips))
+    extra = -num_clips % world_size
+    assert sum(counts.values()) == num_clips + extra
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("num_clips", [1, 7, 10])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_resuming_gives_the_tail(num_clips: int, world_size: int) -> None:
+    whole = woven(draws(num_clips, world_size, epoch=3))
+    for consumed in range(0, num_clips, world_size):
+        assert woven(draws(num_clips, world_size, epoch=3, consumed=consumed)) == whole[consumed:]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2), (2, 4)])
+def test_another_number_of_processes_goes_on_where_the_old_ones_stopped(before: int, after: int) -> None:
+    for num_clips in (10, 11):
+        for consumed in range(before, num_clips, before):
+            shares = draws(num_clips, after, consumed=consumed)
+            assert len({len(share) for share in shares}) == 1, "one process would wait for ever"
+            positions = [position for _, position in woven(shares)]
+            rest = num_clips - consumed
+            assert positions[:rest] == list(range(consumed, num_clips))
+            assert len(positions) - rest < after
+
+
+def test_a_finished_epoch_leads_to_the_next() -> None:
+    sampler = EpochSampler(10, 0, 2)
+    for consumed in (10, 12):
+        sampler.resume(4, consumed)
+        assert (sampler.epoch, sampler.start) == (5, 0)
+        assert next(iter(sampler)) == (5, 0)
+
+
+def test_a_start_holds_for_its_own_epoch() -> None:
+    sampler = EpochSampler(10)
+    sampler.resume(2, 6)
+    sampler.set_epoch(2)
+    assert list(sampler) == [(2, 6), (2, 7), (2, 8), (2, 9)]
+    sampler.set_epoch(3)
+    assert len(list(sampler)) == 10
+    sampler.set_epoch(2)
+    assert len(list(sampler)) == 10
+
+
+def test_an_iterator_keeps_its_epoch() -> None:
+    sampler = EpochSampler(3)
+    iterator = iter(sampler)
+    first = next(iterator)
+    sampler.set_epoch(1)
+    assert [first, *iterator] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_lightning_takes_it_for_a_distributed_sampler() -> None:
+    assert isinstance(EpochSampler(3), DistributedSampler)
+
+
+class Draws(Dataset[Any]):
+    """Gives back what was drawn; position 5 is an error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitems__(self, wanted: list[tuple[int, int]]) -> Any:
+        return self.error if self.error and (0, 5) in wanted else wanted
+
+
+def test_loader_saves_and_restores_its_place() -> None:
+    progress = [0, 0]
+
+    def loader(world_size: int = 1) -> Any:
+        return ResumableLoader(
+            dataset=Draws(),
+            sampler=EpochSampler(10, 0, world_size),
+            progress=lambda: (progress[0], progress[1]),
+            batch_size=3,
+            collate_fn=list,
+        )
+
+    whole = [list(batch) for batch in loader()]
+    for epoch, batches in ((0, 0), (0, 1), (0, 3), (6, 2)):
+        progress[:] = [epoch, batches]
+        state = loader().state_dict()
+        assert state == {"epoch": epoch, "consumed": 3 * batches}
+        resumed = loader()
+        resumed.load_state_dict(state)
+        rest = [[(0, position) for _, position in batch] for batch in resumed]
+        assert rest == whole[batches:]
+    progress[:] = [0, 4]
+    resumed = loader()
+    resumed.load_state_dict(loader().state_dict())
+    assert next(iter(resumed)) == [(1, 0), (1, 1), (1, 2)]
+    progress[:] = [0, 1]
+    assert loader(world_size=2).state_dict() == {"epoch": 0, "consumed": 6}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("error", [MediaError("c", Path("a.wav"), "no such file"), DataError("twenty in a row")])
+def test_errors_leave_the_workers_as_they_are(error: DataError, num_workers: int) -> None:
+    loader = ClipLoader(
+        Draws(error), sampler=EpochSampler(10), batch_size=2, num_workers=num_workers, collate_fn=_as_it_is
+    )
+    batches = iter(loader)
+    next(batches)
+    next(batches)
+    with pytest.raises(type(error)) as caught:
+        next(batches)
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
