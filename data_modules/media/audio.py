@@ -64,11 +64,12 @@ def _decode(path: Path, clip_id: str) -> tuple[NDArray[np.float32], int]:
                 raise MediaError(clip_id, path, _TOO_LONG)
             # In pieces: a header that lies about its length would make one read ask for all of it at once.
             while len(part := file.read(max(1, _VALUES_PER_READ // file.channels), dtype="float32", always_2d=True)):
-                parts.append(part.mean(axis=1, dtype=np.float32))
+                parts.append(part[:, 0] if part.shape[1] == 1 else part.mean(axis=1, dtype=np.float32))
                 num_samples += len(part)
                 if num_samples > MAX_DURATION_S * file.samplerate:
                     raise MediaError(clip_id, path, _TOO_LONG)
-            return np.concatenate(parts) if parts else np.empty(0, np.float32), file.samplerate
+            mono = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.float32)
+            return mono, file.samplerate
     except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
         return _decode_with_pyav(path, clip_id)
 

@@ -31,8 +31,8 @@ def test_a_demo_ends_in_a_report(
         rows = [json.loads(line) for line in (folder / "test/test_captions.jsonl").read_text().splitlines()]
         assert len(rows) == 6
         assert f"{title}: done" in outcome.out
-        assert re.search(rf"{title} .* {100 * scores['meteor']:.1f} ", outcome.out)
-        assert f'<td class="number">{100 * scores["meteor"]:.1f}</td>' in report
+        assert re.search(rf"{title} .* {100 * scores['cider']:.1f} ", outcome.out)
+        assert f'<td class="number">{100 * scores["cider"]:.1f}</td>' in report
         assert all(row["caption"] in report and row["references"][0] in report for row in rows)
         settings = yaml.safe_load((folder / "fit/config.yaml").read_text())
         assert settings["seed_everything"] == 4

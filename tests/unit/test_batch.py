@@ -65,6 +65,7 @@ def test_pinning() -> None:
 def test_survives_pickling() -> None:
     batch = small_batch()
     again = pickle.loads(pickle.dumps(batch))
+    assert batch.waveform is not None
     assert torch.equal(again.waveform, batch.waveform)
     assert (again.clip_ids, again.skipped, again.boxes, again.sound_events) == (
         batch.clip_ids,

@@ -30,13 +30,13 @@ AUDIO_ONLY_CONFIG = "tiny/audio_only.yaml"
 TITLES = {"audio_visual": "Sound and pictures", "audio_only": "Sound alone"}
 """The two runs: name of the folder, and name for readers."""
 
-DEFAULT_CLIPS = (2000, 100, 300)
-DEFAULT_STEPS = 800
+DEFAULT_CLIPS = (1600, 60, 300)
+DEFAULT_STEPS = 600
 REQUIRED_SHARE = 0.6
 """Share of the unseen clips that must get exactly the right events, at the default size."""
 
 _SHOWN_OF_EACH = 4
-_NUM_VALIDATIONS = 4
+_NUM_VALIDATIONS = 3
 _PREPARATION = "PrepareBackbones"
 
 

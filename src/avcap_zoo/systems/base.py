@@ -281,7 +281,11 @@ class CaptionSystem(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
+        # One pass over memory on a processor; elsewhere torch chooses, and fused would refuse fp16 with clipping.
+        fused = True if all(p.device.type == "cpu" for p in trained) else None
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
+        )
         total = int(self.trainer.estimated_stepping_batches)
         warmup = settings.warmup_steps
         if warmup is None:

@@ -50,6 +50,6 @@ def test_left_align_of_full_rows_changes_nothing() -> None:
 def test_left_align_passes_gradients() -> None:
     mask = torch.tensor([[False, True, True]])
     vectors = torch.randn(1, 3, 2, requires_grad=True)
-    left_align(mask, vectors)[1][:, 0].sum().backward()  # type: ignore[no-untyped-call]
+    left_align(mask, vectors)[1][:, 0].sum().backward()
     assert vectors.grad is not None
     assert vectors.grad[0].tolist() == [[0, 0], [1, 1], [0, 0]]

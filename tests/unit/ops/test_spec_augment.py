@@ -32,7 +32,7 @@ def test_widths_are_uniform_below_the_widest(axis: int, widest: int) -> None:
     assert len(counts) == widest
     assert int(counts.min()) > 0.5 * 400 / widest
     reached = blank.any(dim=3 - axis).any(dim=0)
-    assert bool(reached.all())
+    assert bool(reached[:-1].all())  # as in the original, the width is rounded down after the start is drawn
 
 
 def test_both_axes_at_once() -> None:

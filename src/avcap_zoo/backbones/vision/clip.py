@@ -89,8 +89,7 @@ class CLIPFrameEncoder(nn.Module):
         pixels = images.float() / 255
         height, width = pixels.shape[2:]
         if (height, width) != (size, size):
-            scale = size / min(height, width)
-            shape = [max(size, round(height * scale)), max(size, round(width * scale))]
+            shape = [size * side // min(height, width) for side in (height, width)]  # rounded down, as in transformers
             pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
             top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
             pixels = pixels[:, :, top : top + size, left : left + size]

@@ -1,0 +1,98 @@
+"""What of a backbone is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from avcap_zoo.backbones.adapters import LoRASettings, set_training_mode
+from avcap_zoo.errors import ConfigError
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(8, 8)
+        self.v_proj = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.q_proj(x) * self.v_proj(x)) + x  # type: ignore[no-any-return]
+
+
+def blocks(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    return nn.Sequential(Block(), Block()).to(dtype)
+
+
+def trained(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+LORA = LoRASettings(rank=2, alpha=4, dropout=0.0)
+
+
+def test_frozen_and_full() -> None:
+    module = blocks()
+    set_training_mode(module, "frozen", LORA, "x")
+    assert trained(module) == []
+    set_training_mode(module, "full", LORA, "x")
+    assert len(trained(module)) == 16
+
+
+def test_only_adapters_are_trained_and_the_function_is_unchanged_at_first() -> None:
+    module, x = blocks(), torch.randn(3, 8)
+    before = module(x)
+    names = set(module.state_dict())
+    set_training_mode(module, "lora", LORA, "x")
+    assert torch.equal(module(x), before)
+    assert len(trained(module)) == 8
+    assert all("lora_" in name for name in trained(module))
+    assert {name.replace("base_layer.", "") for name in module.state_dict() if "lora_" not in name} == names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_are_float32_on_a_smaller_base_and_stay_so(dtype: torch.dtype) -> None:
+    module = blocks(dtype)
+    set_training_mode(module, "lora", LORA, "x")
+    for name, parameter in module.named_parameters():
+        assert parameter.dtype == (torch.float32 if "lora_" in name else dtype)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-2)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(torch.randn(3, 8, dtype=dtype)).float().square().sum().backward()
+        optimizer.step()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+
+
+def test_targets_may_be_longer_endings() -> None:
+    module = blocks()
+    set_training_mode(module, "lora", LoRASettings(rank=2, targets=("0.q_proj",)), "x")
+    assert {name.split(".lora_")[0] for name in trained(module)} == {"0.q_proj"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [(("query",), "query"), (("q_proj", "value"), "value"), (("proj",), "proj"), ((), r"\(empty\)")],
+)
+def test_a_target_that_is_not_there(targets: tuple[str, ...], named: str) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=rf"^model.language.lora.targets: no linear layer is named {named}; this model has out, q_proj, v_proj$",
+    ):
+        set_training_mode(blocks(), "lora", LoRASettings(targets=targets), "model.language")
+
+
+def test_linear_layers_of_gpt_2() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
+    set_training_mode(model, "lora", LoRASettings(rank=2, targets=("c_attn",)), "x")
+    assert len(trained(model)) == 2
+    with pytest.raises(ConfigError, match="this model has c_attn, c_fc, c_proj, lm_head"):
+        set_training_mode(
+            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)), "lora", LoRASettings(), "x"
+        )

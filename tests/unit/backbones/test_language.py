@@ -1,0 +1,379 @@
+"""The language model between two prompts: tokens, labels, gaps, generation, adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from avcap_zoo.backbones.adapters import LoRASettings
+from avcap_zoo.backbones.language import (
+    CausalLanguageModel,
+    GenerationSettings,
+    LanguageSettings,
+    built_in_words,
+    word_piece_tokenizer,
+)
+from avcap_zoo.data_modules.scenes.grammar import split_words, vocabulary
+from avcap_zoo.data_modules.scenes.scene import detailed_caption, sample_scene, still_captions, terse_captions
+from avcap_zoo.errors import ConfigError, WeightsError
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def language(**options: Any) -> CausalLanguageModel:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"source": None, "config": LLAMA, "dtype": "float32", "training": "frozen"}
+    return CausalLanguageModel(LanguageSettings(**{**settings, **options})).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> CausalLanguageModel:
+    """Only for tests that leave it as it is."""
+    return language()
+
+
+# -- the built-in tokenizer --------------------------------------------------------------------------------------
+
+
+def test_every_word_of_the_grammar_is_one_token() -> None:
+    tokenizer = word_piece_tokenizer()
+    for word in [*vocabulary(), *built_in_words()]:
+        (token,) = tokenizer(word, add_special_tokens=False).input_ids
+        assert token > 3
+        assert tokenizer.convert_ids_to_tokens(token) == word
+
+
+def test_captions_of_the_scenes_come_back() -> None:
+    tokenizer = word_piece_tokenizer()
+    for index in range(40):
+        scene = sample_scene(0, "train", index)
+        for caption in (*terse_captions(scene), detailed_caption(scene), *still_captions(scene, 1.0)):
+            tokens = tokenizer(caption, add_special_tokens=False).input_ids
+            assert tokenizer.decode(tokens) == caption.lower()
+            assert len(tokens) <= len(split_words(caption)) + caption.count(".") + caption.count(",")
+
+
+def test_other_words_fall_back_to_characters() -> None:
+    tokenizer = word_piece_tokenizer()
+    for text in ("zebra xylophones", "user: <speech> 12.5%", "can't", "(a) b_c #d"):
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        assert tokenizer.unk_token_id not in tokens
+        assert tokenizer.decode(tokens).replace(" ", "") == text.replace(" ", "")
+    assert tokenizer.decode(tokenizer("Zèbra", add_special_tokens=False).input_ids) == "zebra"
+    assert tokenizer("犬", add_special_tokens=False).input_ids == [tokenizer.unk_token_id]
+
+
+def test_special_ids() -> None:
+    tokenizer = word_piece_tokenizer()
+    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    assert special == (0, 1, 2, 3)
+    assert tokenizer.decode([1, 4, 2, 0], skip_special_tokens=True) == "!"
+
+
+# -- token_ids ---------------------------------------------------------------------------------------------------
+
+
+def test_token_ids_are_padded_to_the_right(tiny: CausalLanguageModel) -> None:
+    ids, mask = tiny.token_ids(["a dog barks", "rain", ""], end=True)
+    assert ids.shape == mask.shape == (3, 4)
+    assert mask.sum(dim=1).tolist() == [4, 2, 1]
+    assert [ids[row][mask[row]][-1].item() for row in range(3)] == [2, 2, 2]
+    assert (ids[~mask] == tiny.tokenizer.pad_token_id).all()
+    assert (ids != tiny.tokenizer.bos_token_id).all()
+
+
+def test_token_ids_cut_but_keep_the_end_token(tiny: CausalLanguageModel) -> None:
+    ids, mask = tiny.token_ids(["a dog barks " * 100, "rain"], end=True, max_tokens=10)
+    assert ids.shape == (2, 10)
+    assert ids[0, -1] == ids[1, 1] == 2
+    plain, _ = tiny.token_ids(["a dog barks " * 100], max_tokens=10)
+    assert torch.equal(plain[0, :9], ids[0, :9])
+    assert plain[0, 9] != 2
+    assert mask[1].tolist() == [True] * 2 + [False] * 8
+
+
+def test_token_ids_of_nothing(tiny: CausalLanguageModel) -> None:
+    assert tiny.token_ids([])[0].shape == (0, 0)
+    assert tiny.token_ids(["", ""])[0].shape == (2, 0)
+
+
+# -- wrap --------------------------------------------------------------------------------------------------------
+
+
+def inputs(model: CausalLanguageModel, captions: list[str] | None = None) -> dict[str, Any]:
+    torch.manual_seed(1)
+    masks = torch.tensor([[True, True, True, True], [True, False, True, False], [False, False, False, True]])
+    return {
+        "prefix": torch.randn(3, 4, model.embed_dim),
+        "prefix_mask": masks,
+        "before": model.token_ids(["user: a", "user: a dog", "user:"]),
+        "after": model.token_ids([" assistant:", " describe the sound:", ""]),
+        "caption": None if captions is None else model.token_ids(captions, end=True),
+    }
+
+
+def rows_alone(parts: dict[str, Any], row: int) -> dict[str, Any]:
+    """One clip of the batch, without any masked position."""
+    alone: dict[str, Any] = {}
+    mask = parts["prefix_mask"][row]
+    alone["prefix"], alone["prefix_mask"] = parts["prefix"][row : row + 1, mask], mask[mask][None]
+    for name in ("before", "after", "caption"):
+        if parts[name] is None:
+            alone[name] = None
+        else:
+            ids, real = parts[name][0][row], parts[name][1][row]
+            alone[name] = (ids[real][None], real[real][None])
+    return alone
+
+
+CAPTIONS = ["a dog barks", "rain falls loudly on", "bell"]
+
+
+@pytest.mark.parametrize("keep_gaps", [True, False])
+def test_wrap_puts_the_parts_in_order(tiny: CausalLanguageModel, keep_gaps: bool) -> None:
+    parts = inputs(tiny, CAPTIONS)
+    text = tiny.wrap(**parts, keep_gaps=keep_gaps)
+    embed = tiny.model.get_input_embeddings()
+    assert text.inputs_embeds.shape[:2] == text.attention_mask.shape == text.labels.shape
+    for row in range(3):
+        alone = rows_alone(parts, row)
+        wanted = [embed(torch.tensor([1])), embed(alone["before"][0][0]), alone["prefix"][0]]
+        wanted += [embed(alone["after"][0][0]), embed(alone["caption"][0][0])]
+        real = text.attention_mask[row]
+        torch.testing.assert_close(text.inputs_embeds[row][real], torch.cat(wanted))
+        labels = text.labels[row]
+        assert labels[labels != -100].tolist() == alone["caption"][0][0].tolist()
+        assert (labels[~real] == -100).all()
+        assert labels[real][-len(alone["caption"][0][0]) :].tolist() == alone["caption"][0][0].tolist()
+        if not keep_gaps:
+            assert real.tolist() == [True] * int(real.sum()) + [False] * int((~real).sum())
+    if keep_gaps:
+        assert text.attention_mask[:, 0].all()
+        assert not text.attention_mask[2, 3:6].any()
+
+
+def test_wrap_without_caption_has_no_labels(tiny: CausalLanguageModel) -> None:
+    assert (tiny.wrap(**inputs(tiny)).labels == -100).all()
+
+
+@pytest.mark.parametrize("keep_gaps", [True, False])
+def test_wrap_passes_gradients_to_the_prefix(tiny: CausalLanguageModel, keep_gaps: bool) -> None:
+    parts = inputs(tiny, CAPTIONS)
+    parts["prefix"].requires_grad_()
+    tiny.loss(tiny.wrap(**parts, keep_gaps=keep_gaps)).backward()
+    gradient = parts["prefix"].grad.abs().sum(dim=2)
+    assert torch.equal(gradient > 0, parts["prefix_mask"])
+
+
+# -- loss --------------------------------------------------------------------------------------------------------
+
+
+def test_loss_of_a_padded_batch_is_that_of_its_tokens(tiny: CausalLanguageModel) -> None:
+    parts = inputs(tiny, CAPTIONS)
+    for smoothing in (0.0, 0.1):
+        total, count = torch.zeros(()), 0
+        for row in range(3):
+            alone = rows_alone(parts, row)
+            tokens = alone["caption"][0].shape[1]
+            total = total + tokens * tiny.loss(tiny.wrap(**alone), label_smoothing=smoothing)
+            count += tokens
+        torch.testing.assert_close(tiny.loss(tiny.wrap(**parts), label_smoothing=smoothing), total / count)
+
+
+def test_loss_is_float32_on_a_bfloat16_model() -> None:
+    model = language(dtype="bfloat16")
+    loss = model.loss(model.wrap(**inputs(model, CAPTIONS)))
+    assert loss.dtype == torch.float32
+    assert torch.isfinite(loss)
+
+
+# -- generate ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("keep_gaps", [True, False])
+def test_padding_does_not_change_what_is_generated(tiny: CausalLanguageModel, num_beams: int, keep_gaps: bool) -> None:
+    settings = GenerationSettings(num_beams=num_beams, max_new_tokens=6)
+    parts = inputs(tiny)
+    together = tiny.generate(tiny.wrap(**parts, keep_gaps=keep_gaps), settings)
+    for row in range(3):
+        alone = tiny.generate(tiny.wrap(**rows_alone(parts, row)), settings)[0]
+        found = together[row][: len(alone)]
+        assert found.tolist() == alone.tolist()
+        assert (together[row][len(alone) :] == 0).all()
+
+
+def biased(model: CausalLanguageModel, favourites: dict[int, float]) -> CausalLanguageModel:
+    """A model that prefers some tokens whatever it reads."""
+    bias = torch.zeros(model.model.config.vocab_size)
+    for token, value in favourites.items():
+        bias[token] = value
+    model.model.lm_head.register_forward_hook(lambda module, args, logits: logits * 0 + bias)
+    return model
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_a_caption_is_never_empty(num_beams: int) -> None:
+    model = biased(language(), {2: 9.0, 50: 5.0})  # would end at once
+    text = model.wrap(**inputs(model))
+    for shortest in (1, 3):
+        ids = model.generate(text, GenerationSettings(num_beams=num_beams, max_new_tokens=8, min_length=shortest))
+        assert ids[0].tolist() == [50] * shortest + [2]
+        assert len(model.decode(ids)[0].split()) == shortest
+
+
+def test_a_caption_without_end_token_is_kept_whole() -> None:
+    model = biased(language(), {50: 5.0})
+    ids = model.generate(model.wrap(**inputs(model)), GenerationSettings(num_beams=2, max_new_tokens=5))
+    assert ids.tolist() == [[50] * 5] * 3
+    word = model.tokenizer.decode([50])
+    assert [text.replace(" ", "") for text in model.decode(ids)] == [word * 5] * 3
+
+
+def test_decode_leaves_out_special_tokens_and_double_spaces(tiny: CausalLanguageModel) -> None:
+    ids = tiny.token_ids(["a dog barks"])[0]
+    noisy = torch.cat([torch.tensor([[1]]), ids, torch.tensor([[2, 0, 0]])], dim=1)
+    assert tiny.decode(noisy) == ["a dog barks"]
+    assert tiny.decode(torch.zeros(2, 0, dtype=torch.long)) == ["", ""]
+
+
+def test_generation_ignores_training_settings_of_the_model(tiny: CausalLanguageModel) -> None:
+    model = language()
+    model.model.generation_config.update(do_sample=True, temperature=5.0, top_k=3)
+    text = model.wrap(**inputs(model))
+    settings = GenerationSettings(num_beams=1, max_new_tokens=6)
+    expected = tiny.generate(tiny.wrap(**inputs(tiny)), settings)
+    for _ in range(3):
+        assert torch.equal(model.generate(text, settings), expected)
+
+
+# -- building ----------------------------------------------------------------------------------------------------
+
+
+def save_tokenizer(folder: Path, *left_out: str) -> str:
+    from transformers import PreTrainedTokenizerFast
+
+    whole = word_piece_tokenizer()
+    kinds = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    kept = {kind: token for kind, token in kinds.items() if kind not in left_out}
+    PreTrainedTokenizerFast(tokenizer_object=whole.backend_tokenizer, **kept).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_tokenizer_without_pad_token_gets_one_and_the_embeddings_grow(tmp_path: Path) -> None:
+    size = len(word_piece_tokenizer())
+    model = language(tokenizer=save_tokenizer(tmp_path, "pad_token"), config={**LLAMA, "vocab_size": size})
+    assert model.tokenizer.pad_token_id == size
+    assert model.model.get_input_embeddings().num_embeddings == size + 1
+    assert model.model.get_output_embeddings().out_features == size + 1
+    ids, mask = model.token_ids(["a dog barks", "rain"])
+    assert ids[~mask].tolist() == [size, size]
+    assert torch.isfinite(model.loss(model.wrap(**inputs(model, CAPTIONS))))
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+def test_a_tokenizer_without_begin_or_end_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = save_tokenizer(tmp_path, f"{kind}_token")
+    with pytest.raises(ConfigError, match=rf"language.tokenizer: .* has no {kind} token"):
+        language(tokenizer=folder)
+
+
+def test_from_a_folder(tiny: CausalLanguageModel, tmp_path: Path) -> None:
+    tiny.model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    again = language(source=str(tmp_path))
+    text = tiny.wrap(**inputs(tiny, CAPTIONS))
+    torch.testing.assert_close(again.loss(text), tiny.loss(text))
+    assert again.tokenizer("a dog barks").input_ids == tiny.tokenizer("a dog barks").input_ids
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"^model.init_args.language.tokenizer: cannot load"):
+        language(source=str(tmp_path))
+    with pytest.raises(WeightsError, match=r"^model.init_args.language.source: cannot load"):
+        language(source="no/such-model", tokenizer=save_tokenizer(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"give a source, or a config with a model_type such as llama"),
+        ({"hidden_size": 8}, r"give a source, or a config with a model_type"),
+        ({"model_type": "nope"}, r"language.config: Unrecognized model identifier: nope"),
+        ({"model_type": "clip"}, r"language.config: Unrecognized configuration class"),
+    ],
+)
+def test_configs_that_are_no_language_model(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        language(config=config)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_model_without_lora_targets_says_what_it_has() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ConfigError, match=r"model.init_args.language.lora.targets: .*this model has .*query_key_value"):
+        language(config={"model_type": "gpt_neox", **sizes}, training="lora")
+
+
+LORA = LoRASettings(rank=2, alpha=4, dropout=0.0)
+
+
+def trained(model: CausalLanguageModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("training", ["frozen", "lora", "full"])
+def test_what_is_trained_and_in_which_dtype(training: str) -> None:
+    model = language(training=training, lora=LORA, dtype="bfloat16")
+    parts = trained(model)
+    assert all(parameter.dtype == torch.float32 for parameter in parts.values())
+    if training == "lora":
+        assert len(parts) == 2 * 2 * 2
+        assert all("lora_" in name for name in parts)
+        assert model.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    else:
+        assert len(parts) == (0 if training == "frozen" else len(list(model.parameters())))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_gives_the_same_gradients(dtype: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = language(training="lora", lora=LORA, gradient_checkpointing=checkpointing, dtype=dtype).train()
+        assert model.model.is_gradient_checkpointing == checkpointing
+        torch.manual_seed(2)
+        for name, parameter in trained(model).items():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.loss(model.wrap(**inputs(model, CAPTIONS))).backward()
+        gradients.append({name: parameter.grad for name, parameter in trained(model).items()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert gradient.abs().sum() > 0, name
+        again = gradients[1][name]
+        assert again is not None
+        assert torch.equal(gradient, again), name
+
+
+def test_checkpointing_recomputes() -> None:
+    model = language(training="lora", lora=LORA, gradient_checkpointing=True).train()
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.model.model.layers[0].mlp.register_forward_pre_hook(count)
+    loss = model.loss(model.wrap(**inputs(model, CAPTIONS)))
+    assert calls == 1
+    loss.backward()
+    assert calls == 2
