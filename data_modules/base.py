@@ -42,6 +42,7 @@ class ClipRecord:
         audio: sound file.
         visual: video file, or folder of pictures.
         features: .npy file with one vector per frame.
+        audio_features: .npy file with one vector per audio token.
         sounds: labelled stretches of sound, as keyword arguments of `batch.SoundEvent`.
         objects: labelled objects with the seconds in which they are seen: label, onset_s, offset_s, box (left, top,
             right, bottom).
@@ -53,6 +54,7 @@ class ClipRecord:
     audio: str | None = None
     visual: str | None = None
     features: str | None = None
+    audio_features: str | None = None
     sounds: list[dict[str, Any]] | None = None
     objects: list[dict[str, Any]] | None = None
     duration_s: float = 0.0
@@ -107,6 +109,7 @@ class Sample:
     waveform: Tensor | None = None
     frames: Tensor | None = None
     features: Tensor | None = None
+    audio_features: Tensor | None = None
     skipped: list[SkippedClip] = field(default_factory=list)
 
 
@@ -201,7 +204,9 @@ class ClipDataset(Dataset[Sample]):
     def _decode(self, record: ClipRecord) -> Sample:
         settings = self.settings
         sample = Sample(record)
-        if "audio" in settings.modalities and record.audio is not None:
+        if "audio" in settings.modalities and record.audio_features is not None and settings.prefer_features:
+            sample.audio_features = torch.from_numpy(_read_features(Path(record.audio_features), record.clip_id))
+        elif "audio" in settings.modalities and record.audio is not None:
             sample.waveform = torch.from_numpy(read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id))
         if "visual" in settings.modalities and record.features is not None and settings.prefer_features:
             sample.features = torch.from_numpy(_read_features(Path(record.features), record.clip_id))
@@ -267,13 +272,10 @@ def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
         batch.frame_mask = torch.ones(batch.frames.shape[:2], dtype=torch.bool)
     features = _all_or_none([sample.features for sample in real], "visual features", batch)
     if features:
-        widths = {tensor.shape[1]: record.clip_id for tensor, record in zip(features, records, strict=True)}
-        if len(widths) > 1:
-            named = ", ".join(f"{clip_id} has {width}" for width, clip_id in widths.items())
-            raise DataError(f"visual features of one batch differ in width: {named}; they come from different encoders")
-        batch.visual_features = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-        counts = torch.tensor([len(f) for f in features])
-        batch.frame_mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+        batch.visual_features, batch.frame_mask = _pad_features(features, "visual", batch)
+    audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
+    if audio_features:
+        batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
     if records and all(record.sounds is not None for record in records):
         batch.sound_events = [[SoundEvent(**sound) for sound in record.sounds or []] for record in records]
     if records and all(record.objects is not None for record in records):
@@ -287,6 +289,17 @@ def _all_or_none(tensors: list[Tensor | None], what: str, batch: Batch) -> list[
         lacking = [clip_id for clip_id, tensor in zip(batch.clip_ids, tensors, strict=True) if tensor is None]
         raise DataError(f"clips {', '.join(lacking[:_NAMED_IDS])} have no {what}, others of their batch have")
     return present
+
+
+def _pad_features(features: list[Tensor], kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, N, C) features and (B, N) mask of sequences of different lengths."""
+    widths = {tensor.shape[1]: clip_id for tensor, clip_id in zip(features, batch.clip_ids, strict=True)}
+    if len(widths) > 1:
+        named = ", ".join(f"{width} ({clip_id})" for width, clip_id in sorted(widths.items()))
+        raise DataError(f"{kind} features of one batch differ in width: {named}; they come from different encoders")
+    counts = torch.tensor([len(tensor) for tensor in features])
+    mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
 
 
 def _boxes(record: ClipRecord, num_frames: int) -> list[Box]:
@@ -482,7 +495,7 @@ class CaptionDataModule(LightningDataModule):
         Args:
             split: which clips.
             batch_size: clips per batch.
-            modalities: what is decoded; pictures are, even if cached features are in use.
+            modalities: what is decoded, even if cached features are in use.
             shuffled: order of seed and epoch (`loader.sampler.set_epoch`) instead of file order.
         """
         records = self.records(split)
@@ -494,13 +507,14 @@ class CaptionDataModule(LightningDataModule):
             collate_fn=partial(_collate_or_error, num_frames=self.num_frames),
         )
 
-    def use_feature_folder(self, folder: Path) -> None:
-        """Read visual features from `folder/<split>/<clip id>.npy` from now on, where such a file exists."""
+    def use_feature_folder(self, folder: Path, modality: Modality) -> None:
+        """Read a modality's features from `folder/<split>/<clip id>.npy` from now on, where such a file exists."""
+        field_name = "audio_features" if modality == "audio" else "features"
         for split, index in self.splits.items():
             known = {path.stem for path in (folder / split).glob("*.npy")}
             for record in index.records:
                 if record.clip_id in known:
-                    record.features = str(folder / split / f"{record.clip_id}.npy")
+                    setattr(record, field_name, str(folder / split / f"{record.clip_id}.npy"))
         self._packed.clear()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

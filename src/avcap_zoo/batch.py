@@ -66,6 +66,10 @@ class Batch:
     """(B, S) float32 in [-1, 1], zero-padded to the longest clip."""
     num_samples: Tensor | None = None
     """(B,) int64, real samples of each clip."""
+    audio_features: Tensor | None = None
+    """(B, N, C) float32, tokens of a frozen audio encoder; given instead of `waveform`."""
+    audio_mask: Tensor | None = None
+    """(B, N) bool, of `audio_features`."""
     frames: Tensor | None = None
     """(B, K, 3, H, W) uint8, RGB."""
     frame_mask: Tensor | None = None
@@ -132,8 +136,8 @@ class ClipSource(Protocol):
     ) -> DataLoader[Any]:
         """Batches outside the Trainer."""
 
-    def use_feature_folder(self, folder: Path) -> None:
-        """Take visual features from `folder/<split>/<clip id>.npy` from now on."""
+    def use_feature_folder(self, folder: Path, modality: Modality) -> None:
+        """Take a modality's features from `folder/<split>/<clip id>.npy` from now on."""
 
 
 def run_folder(trainer: Any) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.systems.lavcap.module import LAVCap
-from avcap_zoo.systems.lavcap.preparation import PrepareBackbones
+from avcap_zoo.systems.lavcap.preparation import PrepareBackbones, store_features
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
 
 
@@ -293,18 +293,35 @@ def test_preparation_is_cached_and_moves_only_self_made_backbones(
 
 def test_cached_features_train_like_live_ones(scenes_root: Path, tmp_path: Path) -> None:
     seed_everything(0, verbose=False)
-    system = tiny_lavcap()
+    system = tiny_lavcap(training="frozen")
+    system.audio.mask_padding = True
+    system.audio.augment_bins = system.audio.augment_frames = 0
+    system.audio.encoder.frozen_batch_norm = "eval"
     system.configure_model()
+    assert system.model.audio_is_constant
     data = tiny_data(scenes_root)
     data.setup("fit")
     live = next(iter(data.val_dataloader()))
-    from avcap_zoo.systems.lavcap.preparation import store_visual_features
-
-    store_visual_features(system.model, data, tmp_path, torch.device("cpu"))
-    data.use_feature_folder(tmp_path)
+    for modality in ("audio", "visual"):
+        store_features(system.model, data, modality, tmp_path / modality, torch.device("cpu"))
+        data.use_feature_folder(tmp_path / modality, modality)
     cached = next(iter(data.val_dataloader()))
     assert cached.frames is None
+    assert cached.waveform is None
     assert live.visual_features is None
-    system.model.eval()
+    assert live.audio_features is None
+    system.model.train()
     with torch.no_grad():
-        torch.testing.assert_close(system.model.encode_vision(cached)[0], system.model.encode_vision(live)[0])
+        found, wanted = system.model.fuse(cached), system.model.fuse(live)
+    torch.testing.assert_close(found.tokens[found.mask], wanted.tokens[wanted.mask])
+    assert int(found.mask.sum()) == int(wanted.mask.sum())
+
+
+@pytest.mark.parametrize("change", ["full", "drift", "augmented"])
+def test_audio_that_changes_in_training_is_not_cached(change: str) -> None:
+    system = tiny_lavcap(training="full" if change == "full" else "frozen")
+    system.audio.encoder.frozen_batch_norm = "drift" if change == "drift" else "eval"
+    system.audio.augment_bins = 8 if change == "augmented" else 0
+    system.audio.augment_frames = 0
+    system.configure_model()
+    assert not system.model.audio_is_constant

@@ -530,7 +530,7 @@ def test_feature_folder_is_used_where_it_has_a_clip(tmp_path: Path) -> None:
     (tmp_path / "cache" / "val").mkdir(parents=True)
     for number in range(3):
         np.save(tmp_path / "cache" / "val" / f"val{number}.npy", np.full((2, 5), number, np.float32))
-    data.use_feature_folder(tmp_path / "cache")
+    data.use_feature_folder(tmp_path / "cache", "visual")
     (batch,) = data.val_dataloader()
     assert batch.frames is None
     assert batch.visual_features is not None

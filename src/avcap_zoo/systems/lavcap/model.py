@@ -124,6 +124,13 @@ class LAVCapModel(nn.Module):
             self.vision_encoder.eval()
         return self
 
+    @property
+    def audio_is_constant(self) -> bool:
+        """Whether a clip's audio tokens never change in training, so that they may be computed once."""
+        settings = self.audio_settings
+        still = settings.training == "frozen" and settings.encoder.frozen_batch_norm == "eval"
+        return self.fusion.settings.needs_audio and still and not (settings.augment_bins or settings.augment_frames)
+
     def spectrogram(self, waveform: Tensor, num_samples: Tensor) -> Tensor:
         """(B, T, F) normalised filter bank of (B, S) waveforms at 16 kHz."""
         encoder = self.audio_settings.encoder
@@ -152,11 +159,15 @@ class LAVCapModel(nn.Module):
         return tokens
 
     def encode_audio(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Audio tokens (B, T', C) and their mask (B, T').
+        """Audio tokens (B, T', C) and their mask (B, T'): cached ones if the batch has them, else CED's.
 
         Raises:
             ConfigError: the batch has no sound.
+            ShapeError: cached tokens of another width.
         """
+        if batch.audio_features is not None and batch.audio_mask is not None:
+            self._check_width(batch.audio_features, "audio", self.audio_settings.encoder.embed_dim)
+            return batch.audio_features, batch.audio_mask
         if batch.waveform is None or batch.num_samples is None:
             raise ConfigError(f"fusion.kind {self.fusion.settings.kind} needs sound, the data module gives none")
         tokens = self.encode_spectrogram(self.spectrogram(batch.waveform, batch.num_samples))
@@ -176,11 +187,7 @@ class LAVCapModel(nn.Module):
         mask = batch.frame_mask
         if batch.visual_features is not None:
             features = batch.visual_features
-            if features.shape[2] != self.vision_encoder.embed_dim:
-                raise ShapeError(
-                    f"cached visual features have width {features.shape[2]}, the vision encoder gives "
-                    f"{self.vision_encoder.embed_dim}: they were made with another encoder"
-                )
+            self._check_width(features, "visual", self.vision_encoder.embed_dim)
         elif batch.frames is not None:
             with torch.no_grad():
                 features = self.vision_encoder(batch.frames)
@@ -189,6 +196,14 @@ class LAVCapModel(nn.Module):
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return features, mask
+
+    @staticmethod
+    def _check_width(features: Tensor, kind: str, width: int) -> None:
+        if features.shape[2] != width:
+            raise ShapeError(
+                f"cached {kind} features have width {features.shape[2]}, the {kind} encoder gives {width}: "
+                f"they were made with another encoder"
+            )
 
     def fuse(self, batch: Batch) -> FusedTokens:
         """Encode and join what the fusion kind uses of a batch."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from avcap_zoo import __version__
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE
 from avcap_zoo.backbones.language import CausalLanguageModel
-from avcap_zoo.batch import Batch, ClipSource, Split
+from avcap_zoo.batch import Batch, ClipSource, Modality, Split
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
@@ -37,9 +37,9 @@ class PrepareBackbones(Callback):
     """Before a fit from nothing: teach the audio encoder sounds, the vision encoder objects, the decoder captions.
 
     Only backbones without a source of their own are touched. The result is kept in a cache folder under a key of
-    everything it depends on, so a second run starts at once; several processes share one cache. At the end the
-    frozen vision encoder's features of the training and validation clips are stored there too, and the data module
-    reads those instead of decoding pictures again and again.
+    everything it depends on, so a second run starts at once; several processes share one cache. What frozen encoders
+    make of the training and validation clips is stored there too, and the data module reads that instead of decoding
+    and encoding the same clips again and again.
 
     Args:
         audio_steps: optimizer steps on time-wise sound labels; 0 = leave the audio encoder as it is.
@@ -87,13 +87,19 @@ class PrepareBackbones(Callback):
             for name in model.self_made:
                 for tensor in getattr(model, name).state_dict().values():
                     tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
+        constant: list[tuple[Modality, Any]] = []
         if model.fusion.settings.needs_vision:
-            features = folder / f"features-{fingerprint(model.vision_encoder.state_dict())}"
+            constant.append(("visual", asdict(pl_module.vision)))
+        if model.audio_is_constant:
+            constant.append(("audio", asdict(pl_module.audio)))
+        for modality, settings in constant:
+            encoder = model.vision_encoder if modality == "visual" else model.audio_encoder
+            features = folder / f"{modality}-{_hash([fingerprint(encoder.state_dict()), settings])}"
             if trainer.is_global_zero:
                 with FileLock(f"{features}.lock"):
-                    store_visual_features(model, data, features, pl_module.device)
+                    store_features(model, data, modality, features, pl_module.device)
             trainer.strategy.barrier()
-            data.use_feature_folder(features)
+            data.use_feature_folder(features, modality)
 
     def _data_key(self, data: ClipSource) -> str:
         """Name of everything but the backbone that the result depends on."""
@@ -234,29 +240,35 @@ def caption_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: 
     return nn.Identity(), losses
 
 
-def store_visual_features(model: LAVCapModel, data: ClipSource, folder: Path, device: torch.device) -> None:
-    """Write one .npy (frames, width) per training and validation clip, as LAVCap's release lays them out.
+def store_features(
+    model: LAVCapModel, data: ClipSource, modality: Modality, folder: Path, device: torch.device
+) -> None:
+    """Write one .npy (tokens, width) per training and validation clip, as LAVCap's release lays them out.
 
     Args:
-        model: its vision encoder sees every frame once, without gradient.
-        data: gives the frames.
-        folder: `<split>/<clip id>.npy` below it; clips that are there already are not seen again.
+        model: its encoder of that modality sees every clip once, in evaluation mode and without gradient.
+        data: gives the clips.
+        modality: `audio` or `visual`.
+        folder: `<split>/<clip id>.npy` below it; a split that is complete is not seen again.
         device: where to compute.
     """
+    encode = model.encode_audio if modality == "audio" else model.encode_vision
+    was_training = model.training
+    model.eval()
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
         done = folder / split / "complete"
         if done.is_file():
             continue
         done.parent.mkdir(parents=True, exist_ok=True)
-        loader = data.plain_loader(split, 32, ("visual",))
-        for batch in tqdm(loader, desc=f"visual features, {split}", mininterval=1.0):
-            assert batch.frames is not None
+        loader = data.plain_loader(split, 32, (modality,))
+        for batch in tqdm(loader, desc=f"{modality} features, {split}", mininterval=1.0):
             with torch.inference_mode():
-                features = model.vision_encoder(batch.frames.to(device)).float().cpu().numpy()
-            for clip_id, rows in zip(batch.clip_ids, features, strict=True):
-                np.save(done.parent / f"{clip_id}.npy", rows)
+                tokens, mask = encode(batch.to(device))
+            for clip_id, rows, real in zip(batch.clip_ids, tokens, mask, strict=True):
+                np.save(done.parent / f"{clip_id}.npy", rows[real].float().cpu().numpy())
         done.touch()
+    model.train(was_training)
 
 
 def _labels(data: ClipSource, kind: Literal["sounds", "objects"]) -> dict[str, int]:
