@@ -30,8 +30,8 @@ AUDIO_ONLY_CONFIG = "tiny/audio_only.yaml"
 TITLES = {"audio_visual": "Sound and pictures", "audio_only": "Sound alone"}
 """The two runs: name of the folder, and name for readers."""
 
-DEFAULT_CLIPS = (1800, 60, 300)
-DEFAULT_STEPS = 720
+DEFAULT_CLIPS = (2000, 60, 300)
+DEFAULT_STEPS = 1050
 REQUIRED_SHARE = 0.6
 """Share of the unseen clips that must get exactly the right events, at the default size."""
 

@@ -121,12 +121,12 @@ def test_overlay_at_full_size_changes_folders_only(tmp_path: Path) -> None:
 
 
 def test_fewer_steps_prepare_less(tmp_path: Path) -> None:
-    found = overlay(BASE, options(tmp_path, "--steps", "80", "--clips", "7", "8", "9", "--seed", "5"), tmp_path)
+    found = overlay(BASE, options(tmp_path, "--steps", "105", "--clips", "7", "8", "9", "--seed", "5"), tmp_path)
     before = BASE["trainer"]["callbacks"][0]["init_args"]
     after = found["trainer"]["callbacks"][0]["init_args"]
     assert {key: 10 * after[key] for key in before if key.endswith("_steps")} == before
-    assert found["trainer"]["val_check_interval"] == 20
-    assert found["trainer"]["log_every_n_steps"] == 8
+    assert found["trainer"]["val_check_interval"] == 35
+    assert found["trainer"]["log_every_n_steps"] == 10
     assert found["seed_everything"] == 5
     sizes = found["data"]["init_args"]
     assert (sizes["num_train"], sizes["num_val"], sizes["num_test"]) == (7, 8, 9)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from avcap_zoo import __version__
-from avcap_zoo.backbones.audio.ced import PATCH_SIZE
+from avcap_zoo.backbones.audio.ced import CED, PATCH_SIZE
 from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch, ClipSource, Modality, Split
 from avcap_zoo.errors import ConfigError
@@ -135,6 +135,9 @@ class PrepareBackbones(Callback):
         task = {"audio_encoder": sound_task, "vision_encoder": object_task, "language": caption_task}[name]
         head, losses = task(module.model, data, self.batch_size, module.device)
         trainable = {p: p.requires_grad for p in part.parameters()}
+        norm_frozen = isinstance(part, CED) and part.batch_norm_frozen
+        if isinstance(part, CED):
+            part.batch_norm_frozen = False  # its statistics are what it learns here, whatever follows
         part.requires_grad_(True).train()
         parameters = [*part.parameters(), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -152,6 +155,8 @@ class PrepareBackbones(Callback):
         optimizer.zero_grad()
         for parameter, flag in trainable.items():
             parameter.requires_grad_(flag)
+        if norm_frozen:
+            part.freeze_batch_norm()
 
 
 Task = tuple[nn.Module, Callable[[], Iterator[Tensor]]]
