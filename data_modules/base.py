@@ -291,11 +291,19 @@ def _all_or_none(tensors: list[Tensor | None], what: str, batch: Batch) -> list[
     return present
 
 
+def _stamp(path: str | None) -> tuple[int, int]:
+    """Size and time of change of a file, so that exchanged media are noticed."""
+    if path is None or not Path(path).exists():
+        return (0, 0)
+    status = Path(path).stat()
+    return (status.st_size, status.st_mtime_ns)
+
+
 def _pad_features(features: list[Tensor], kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """(B, N, C) features and (B, N) mask of sequences of different lengths."""
     widths = {tensor.shape[1]: clip_id for tensor, clip_id in zip(features, batch.clip_ids, strict=True)}
     if len(widths) > 1:
-        named = ", ".join(f"{width} ({clip_id})" for width, clip_id in sorted(widths.items()))
+        named = ", ".join(f"{clip_id} has {width}" for width, clip_id in sorted(widths.items()))
         raise DataError(f"{kind} features of one batch differ in width: {named}; they come from different encoders")
     counts = torch.tensor([len(tensor) for tensor in features])
     mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
@@ -473,7 +481,10 @@ class CaptionDataModule(LightningDataModule):
 
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
-        clips = [(record.clip_id, record.captions) for record in self._index("train").records]
+        clips = [
+            (record.clip_id, record.captions, *_stamp(record.audio), *_stamp(record.visual))
+            for record in self._index("train").records
+        ]
         decoding = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
         return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
 

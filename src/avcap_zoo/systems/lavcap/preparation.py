@@ -206,6 +206,8 @@ def object_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: t
     head = nn.Linear(model.vision_encoder.embed_dim, len(labels)).to(device)
     frames, targets = [], []
     for batch in tqdm(data.plain_loader("train", batch_size, ("visual",)), desc="reading pictures", mininterval=1.0):
+        if len(batch) == 0:  # every clip of it is broken: training will say so
+            continue
         assert batch.frames is not None
         assert batch.boxes is not None
         target = torch.zeros((*batch.frames.shape[:2], len(labels)))
@@ -268,6 +270,8 @@ def store_features(
         done.parent.mkdir(parents=True, exist_ok=True)
         loader = data.plain_loader(split, 32, (modality,))
         for batch in tqdm(loader, desc=f"{modality} features, {split}", mininterval=1.0):
+            if len(batch) == 0:
+                continue
             with torch.inference_mode():
                 tokens, mask = encode(batch.to(device))
             for clip_id, rows, real in zip(batch.clip_ids, tokens, mask, strict=True):
