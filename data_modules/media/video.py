@@ -33,9 +33,10 @@ def frame_times_s(duration_s: float, num_frames: int, frames_per_s: float | None
         frames_per_s: None spreads K frames: the middle of each of K equal parts. A rate takes the middle of each of
             the first K steps of that rate, fewer where the clip ends before, and always at least one.
     """
+    middles: NDArray[np.float64] = np.arange(num_frames) + 0.5
     if frames_per_s is None:
-        return (np.arange(num_frames) + 0.5) * duration_s / num_frames
-    times_s = (np.arange(num_frames) + 0.5) / frames_per_s
+        return middles * duration_s / num_frames
+    times_s = middles / frames_per_s
     return times_s[: max(1, int(np.searchsorted(times_s, duration_s)))]
 
 
@@ -112,8 +113,8 @@ def _read_video(
                 squares.append(square)
                 last = frame
     except (av.error.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(clip_id, path, f"not decodable as video: {reason}") from error
+        said = getattr(error, "strerror", None) or error
+        raise MediaError(clip_id, path, f"not decodable as video: {said}") from error
     if not squares:
         raise MediaError(clip_id, path, "the video holds no frames")
     return np.stack(squares)

@@ -14,7 +14,7 @@ from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.image import read_image
 from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import read_frames
-from avcap_zoo.errors import ConfigError, MediaError
+from avcap_zoo.errors import ConfigError
 from tests.unit.data_modules.media_files import RATE_HZ, encode, media_error, numbered_frames, tone, write_sound
 
 TENTHS = range(10)
@@ -51,7 +51,9 @@ def test_a_sound_that_breaks_off_anywhere(tmp_path: Path, suffix: str, tenth: in
         return
     if suffix in {"flac", "ogg", "m4a"} or (suffix == "mp3" and tenth < 3):
         media_error(
-            lambda: read_audio(path, RATE_HZ, "c"), path, "^not decodable as sound: |^the file has no sound track$"
+            lambda: read_audio(path, RATE_HZ, "c"),
+            path,
+            "^(not decodable as sound: .*|the file has no sound track|the file holds no samples)$",
         )
         return
     samples = read_audio(path, RATE_HZ, "c")  # as far as it goes

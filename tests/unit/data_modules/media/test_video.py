@@ -217,7 +217,8 @@ def test_a_jump_that_lands_behind_its_time_is_taken_back(film: Path, monkeypatch
                 self.decode = self.container.decode
 
     with open_container(film) as file:
-        taken = video._frames_at(LandsLate(file), file.streams.video[0], frame_times_s(2.0, 4), lambda: None)
+        late: Any = LandsLate(file)
+        taken = video._frames_at(late, file.streams.video[0], frame_times_s(2.0, 4), lambda: None)
         assert [round(10 * float(frame.time or 0)) for frame in taken] == [2, 7, 12, 17]
 
 
