@@ -33,7 +33,7 @@ def frame_times_s(duration_s: float, num_frames: int, frames_per_s: float | None
         frames_per_s: None spreads K frames: the middle of each of K equal parts. A rate takes the middle of each of
             the first K steps of that rate, fewer where the clip ends before, and always at least one.
     """
-    middles: NDArray[np.float64] = np.arange(num_frames) + 0.5
+    middles: NDArray[np.float64] = np.arange(num_frames, dtype=np.float64) + 0.5
     if frames_per_s is None:
         return middles * duration_s / num_frames
     times_s = middles / frames_per_s
