@@ -15,8 +15,9 @@ from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE
-from avcap_zoo.data_modules.base import ClipDataset, ClipRecord, PackedRecords, collate
+from avcap_zoo.data_modules.dataset import ClipDataset, collate
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
 from avcap_zoo.errors import DataError, WeightsError, first_line
 from avcap_zoo.ops.fbank import num_kaldi_frames
