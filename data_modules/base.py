@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -23,6 +23,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch.utils.data import DataLoader
 
 from avcap_zoo.batch import Batch, Modality, SkippedClip, Split, run_folder
+from avcap_zoo.data_modules.annotations import read_id_list
+from avcap_zoo.data_modules.cropping import CropPolicy
 from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, collate_or_error
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
 from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, ResumableLoader
@@ -53,13 +55,20 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: stop when more than this share of a split's clips turned out unreadable.
         min_present_share: stop at the start when fewer than this share of the official clips are on disk.
         predict_split: split captioned by `predict`.
+        subset: file that lists the clip ids to use, one a line, relative to the data folder: of the test split, or
+            a file per split as in {test: paper_test_ids.txt}. Its hash goes into the results.
+        max_duration_s: longer sounds are cropped to this; None = never. Pictures are not affected.
+        crop: which part of a longer sound is kept: `start`, `centre`, or `seeded` (drawn by seed and clip id, in
+            training anew in each epoch).
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a modality that the data set does not have.
     """
 
     name: str
     """Lower-case name of the data set."""
+    given_modalities: ClassVar[tuple[Modality, ...]] = ("audio", "visual")
+    """What the data set has."""
 
     def __init__(
         self,
@@ -77,6 +86,9 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: float = 0.05,
         min_present_share: float = 0.5,
         predict_split: Split = "test",
+        subset: str | dict[Split, str] | None = None,
+        max_duration_s: float | None = None,
+        crop: CropPolicy = "start",
     ) -> None:
         super().__init__()
         for key, value in (
@@ -91,7 +103,16 @@ class CaptionDataModule(LightningDataModule):
         for key, value in (("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
+        if max_duration_s is not None and not max_duration_s > 0:
+            raise ConfigError(f"data.init_args.max_duration_s is {max_duration_s}, wanted more than 0 (or null)")
+        absent = [modality for modality in modalities if modality not in self.given_modalities]
+        if absent or not modalities:
+            raise ConfigError(
+                f"data.init_args.modalities is {list(modalities)}, but {self.name} gives "
+                f"{' and '.join(self.given_modalities)}"
+            )
         self.root = _root(root, self.name)
+        self.subset: dict[Split, str] = {"test": subset} if isinstance(subset, str) else dict(subset or {})
         self.sample_rate_hz = sample_rate_hz
         self.modalities = modalities
         self.num_frames = num_frames
@@ -103,7 +124,15 @@ class CaptionDataModule(LightningDataModule):
         self.max_skipped_share = max_skipped_share
         self.min_present_share = min_present_share
         self.predict_split: Split = predict_split
-        self.decode = DecodeSettings(sample_rate_hz, num_frames, image_size_px, tuple(modalities), on_error)
+        self.decode = DecodeSettings(
+            sample_rate_hz,
+            num_frames,
+            image_size_px,
+            tuple(modalities),
+            on_error,
+            max_duration_s=max_duration_s,
+            crop=crop,
+        )
         self.splits: dict[Split, SplitIndex] = {}
         self.skipped: dict[Split, dict[str, SkippedClip]] = {}
         self._packed: dict[Split, PackedRecords] = {}
@@ -115,6 +144,10 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             DataError: files missing or malformed; all problems of a file at once.
         """
+
+    def has_validation(self) -> bool:
+        """Whether there is a validation split; a fit goes without one where the data set publishes none."""
+        return True
 
     def prepare_data(self) -> None:
         """Check the folder and write `missing.csv` (split, id, reason) into it. Runs on one process."""
@@ -151,7 +184,7 @@ class CaptionDataModule(LightningDataModule):
                     f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
                     f"lower data.init_args.min_present_share if that is meant"
                 )
-            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present")
+            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present{_extent(index)}")
 
     def records(self, split: Split) -> PackedRecords:
         """The clips of a split that are on disk."""
@@ -169,8 +202,8 @@ class CaptionDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split in file order."""
-        return self.evaluation_loader("val")
+        """The validation split in file order; no batches if the data set has none."""
+        return self.evaluation_loader("val") if self.has_validation() else []  # type: ignore[return-value]
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split in file order."""
@@ -192,13 +225,31 @@ class CaptionDataModule(LightningDataModule):
         """Clips that the annotations of a split name, on disk or not."""
         return self._index(split).num_official
 
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
+        index = self._index(split)
+        described: dict[str, Any] = {
+            "name": self.name,
+            "split": split,
+            "annotations": index.sources,
+            "present": len(index.records),
+            "official": index.num_official,
+            "left_out": index.left_out,
+        }
+        if index.subset is not None:
+            described["subset"] = {"file": str(index.subset.path), "sha256": index.subset.sha256}
+        if self.decode.max_duration_s is not None:
+            described["crop"] = {"max_duration_s": self.decode.max_duration_s, "policy": self.decode.crop}
+        return described
+
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
         clips = [
             (record.clip_id, record.captions, *_stamp(record.audio), *_stamp(record.visual))
             for record in self._index("train").records
         ]
-        decoding = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
+        decoding: list[Any] = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
+        decoding += [self.decode.max_duration_s, self.decode.crop]
         return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
 
     def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
@@ -306,11 +357,14 @@ class CaptionDataModule(LightningDataModule):
         if stage is None and self.trainer is not None and self.trainer.state.fn is not None:
             stage = self.trainer.state.fn.value
         needed: dict[str, list[Split]] = {"validate": ["val"], "test": ["test"], "predict": [self.predict_split]}
-        return needed.get(stage or "fit", ["train", "val"])
+        return needed.get(stage or "fit", ["train", "val"] if self.has_validation() else ["train"])
 
     def _index(self, split: Split) -> SplitIndex:
         if split not in self.splits:
-            self.splits[split] = self.read_split(split)
+            index = self.read_split(split)
+            if split in self.subset:
+                index.narrow(read_id_list(self.root / self.subset[split]))
+            self.splits[split] = index
         return self.splits[split]
 
     def _rank(self) -> tuple[int, int]:
@@ -339,6 +393,14 @@ def _stamp(path: str | None) -> tuple[int, int]:
         return (0, 0)
     status = Path(path).stat()
     return (status.st_size, status.st_mtime_ns)
+
+
+def _extent(index: SplitIndex) -> str:
+    """What else there is to say about a split: id list, what was left out, where the missing are listed."""
+    parts = [f"narrowed to {index.subset.path.name}"] if index.subset is not None else []
+    parts += [f"{count} {what} left out" for what, count in index.left_out.items()]
+    parts += ["missing.csv lists the others"] if index.missing else []
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:

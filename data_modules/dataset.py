@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent
+from avcap_zoo.data_modules.cropping import CropPolicy, crop
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
@@ -46,6 +47,8 @@ class DecodeSettings:
     modalities: tuple[Modality, ...]
     on_error: Literal["skip", "raise"]
     prefer_features: bool = True
+    max_duration_s: float | None = None
+    crop: CropPolicy = "start"
 
 
 class ClipDataset(Dataset[Sample]):
@@ -85,7 +88,7 @@ class ClipDataset(Dataset[Sample]):
             index = self._index(epoch, (position + attempt) % len(self))
             record = self.records[index]
             try:
-                sample = self._decode(record)
+                sample = self._decode(record, epoch)
             except MediaError as error:
                 if self.settings.on_error == "raise":
                     raise
@@ -124,17 +127,24 @@ class ClipDataset(Dataset[Sample]):
         choice = np.random.default_rng((self.seed, epoch, index)).integers(len(record.captions))
         return record.captions[int(choice)]
 
-    def _decode(self, record: ClipRecord) -> Sample:
+    def _decode(self, record: ClipRecord, epoch: int) -> Sample:
         settings = self.settings
         sample = Sample(record)
         if "audio" in settings.modalities and record.audio_features is not None and settings.prefer_features:
             sample.audio_features = torch.from_numpy(_read_features(Path(record.audio_features), record.clip_id))
         elif "audio" in settings.modalities and record.audio is not None:
-            sample.waveform = torch.from_numpy(read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id))
+            waveform = read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id)
+            if settings.max_duration_s is not None:
+                longest = max(1, round(settings.max_duration_s * settings.sample_rate_hz))
+                turn = epoch if self.training else 0  # in evaluation the same part in every epoch
+                waveform = crop(waveform, longest, settings.crop, f"{self.seed} {turn} {record.clip_id}")
+            sample.waveform = torch.from_numpy(waveform)
         if "visual" in settings.modalities and record.features is not None and settings.prefer_features:
             sample.features = torch.from_numpy(_read_features(Path(record.features), record.clip_id))
         elif "visual" in settings.modalities and record.visual is not None:
-            frames = read_frames(Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id)
+            frames = read_frames(
+                Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id, record.frame_at_s
+            )
             sample.frames = torch.from_numpy(frames)
         return sample
 
@@ -199,6 +209,8 @@ def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
     audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
     if audio_features:
         batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
+    if records and all(record.instruction is not None for record in records):
+        batch.instruction = [record.instruction or "" for record in records]
     if records and all(record.sounds is not None for record in records):
         batch.sound_events = [[SoundEvent(**sound) for sound in record.sounds or []] for record in records]
     if records and all(record.objects is not None for record in records):

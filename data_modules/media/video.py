@@ -26,23 +26,26 @@ def frame_times_s(duration_s: float, num_frames: int) -> NDArray[np.float64]:
     return (np.arange(num_frames) + 0.5) * duration_s / num_frames
 
 
-def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
-    """Read K frames spread evenly over a video or over a folder of pictures in name order.
+def read_frames(
+    path: Path, num_frames: int, size_px: int, clip_id: str, at_s: float | None = None
+) -> NDArray[np.uint8]:
+    """Read K frames spread evenly over a video or over a folder of pictures in name order; a picture gives K alike.
 
     A video shows at each of `frame_times_s`, counted from its first frame, what a player would show then. Frames are
     resized to `size_px` on the shorter side and cropped at the centre.
 
     Args:
-        path: video file, or folder of jpg, png or webp files.
+        path: video file, picture file, or folder of jpg, png or webp files.
         num_frames: K.
         size_px: side of the square frames.
         clip_id: named in errors.
+        at_s: take the frame of a video at this second K times; None = spread them.
 
     Returns:
         (K, 3, size_px, size_px) uint8.
 
     Raises:
-        MediaError: missing, without pictures, undecodable, or longer than an hour.
+        MediaError: missing, without pictures, undecodable, longer than an hour, or ended before `at_s`.
     """
     if path.is_dir():
         # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
@@ -53,10 +56,12 @@ def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
         return np.stack([read_image(pictures[index], size_px, clip_id) for index in chosen])
     if not path.is_file():
         raise MediaError(clip_id, path, "no such file")
-    return _read_video(path, num_frames, size_px, clip_id)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return np.repeat(read_image(path, size_px, clip_id)[None], num_frames, axis=0)
+    return _read_video(path, num_frames, size_px, clip_id, at_s)
 
 
-def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
+def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str, at_s: float | None) -> NDArray[np.uint8]:
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -71,7 +76,10 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
             start_s, end_s = _span_s(container, stream)
             if end_s - start_s > MAX_DURATION_S:
                 raise MediaError(clip_id, path, f"declares {end_s - start_s:.0f} s of video, at most 3600 are read")
-            wanted_s = start_s + frame_times_s(end_s - start_s, num_frames)
+            if at_s is not None and at_s >= end_s - start_s:
+                raise MediaError(clip_id, path, f"ends after {end_s - start_s:g} s, wanted the frame at {at_s:g} s")
+            times_s = frame_times_s(end_s - start_s, num_frames) if at_s is None else np.full(num_frames, at_s)
+            wanted_s = start_s + times_s
             reformatter = VideoReformatter()  # one scaler for all frames: making it costs more than using it
             shown: list[NDArray[np.uint8]] = []
             current = None

@@ -77,6 +77,7 @@ class Batch:
     visual_features: Tensor | None = None
     """(B, K, C) float32, one vector per frame from a frozen encoder; given instead of `frames`."""
     instruction: list[str] | None = None
+    """What the captions answer, for each clip."""
     sound_events: list[list[SoundEvent]] | None = None
     boxes: list[list[Box]] | None = None
     skipped: list[SkippedClip] = field(default_factory=list)
@@ -121,6 +122,9 @@ class ClipSource(Protocol):
 
     def num_official(self, split: Split) -> int:
         """Clips that the annotations of a split name, on disk or not."""
+
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
 
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
