@@ -36,11 +36,12 @@ class Problems:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: list[str] = []
+        self._found: list[tuple[int, str]] = []
 
     def add(self, place: str, what: str) -> None:
         """Note a problem; `place` is such as "line 3" or "item 12"."""
-        self._found.append(f"{place}: {what}")
+        number = place.rpartition(" ")[2]
+        self._found.append((int(number) if number.isdigit() else 0, f"{place}: {what}"))
 
     def raise_any(self) -> None:
         """Raise what was noted.
@@ -51,7 +52,8 @@ class Problems:
         if self._found:
             rest = len(self._found) - LISTED_PROBLEMS
             more = f" and {rest} more" if rest > 0 else ""
-            raise DataError(f"{self.path}: {'; '.join(self._found[:LISTED_PROBLEMS])}{more}")
+            in_order = [text for _, text in sorted(self._found, key=lambda problem: problem[0])]
+            raise DataError(f"{self.path}: {'; '.join(in_order[:LISTED_PROBLEMS])}{more}")
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,10 @@ class PackedRecords:
     """
 
     def __init__(self, records: Iterable[ClipRecord]) -> None:
-        lines = [json.dumps(asdict(record)).encode() for record in records]
+        lines = [
+            json.dumps({key: value for key, value in vars(record).items() if value is not None}).encode()
+            for record in records
+        ]
         self._bytes = np.frombuffer(b"".join(lines), dtype=np.uint8)
         self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
 
