@@ -77,8 +77,8 @@ class COCODataModule(CaptionDataModule):
         kind, path = self._annotation_file(split)
         index = SplitIndex(sources=[str(path.relative_to(self.root))])
         if kind == "karpathy":
-            wanted = {split, "restval"} if split == "train" and self.use_restval else {split}
-            pictures = read_karpathy(path, wanted, index)
+            joined = ["restval"] if split == "train" and self.use_restval else []
+            pictures = read_karpathy(path, {split, *joined}, index)
         elif kind == "karpathy_lists":
             pictures = read_karpathy_list(path)
         else:
@@ -183,7 +183,9 @@ def read_captions(path: Path, index: SplitIndex) -> Pictures:
         else:
             _take(found, str(item["id"]), item["file_name"], [], index, problems, place)
     annotations = content.get("annotations", [])
-    for place, item in objects_of(annotations if isinstance(annotations, list) else [], ("image_id", "caption"), problems):
+    for place, item in objects_of(
+        annotations if isinstance(annotations, list) else [], ("image_id", "caption"), problems
+    ):
         if not isinstance(item["caption"], str):
             problems.add(f"annotation of {place}", f"caption {item['caption']!r} is no text")
         elif str(item["image_id"]) not in found:

@@ -19,6 +19,7 @@ from avcap_zoo.data_modules.annotations import file_name_problem
 from avcap_zoo.data_modules.base import CaptionDataModule, SplitIndex
 from avcap_zoo.data_modules.dataset import Sample, collate_or_error
 from avcap_zoo.data_modules.media.image import decode_image
+from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
 from avcap_zoo.data_modules.media_files import scan_folder
 from avcap_zoo.data_modules.records import ClipRecord
@@ -179,6 +180,7 @@ class ImagesDataModule(CaptionDataModule):
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
             raise_errors=self.decode.on_error == "raise",
+            limits=self.decode.limits,
             rank=rank,
             world_size=world_size,
         )
@@ -217,6 +219,7 @@ class ShardStream(IterableDataset[Any]):
         seed: of the order.
         shuffle_buffer: pictures among which the next is drawn.
         raise_errors: whether a broken picture ends the run, or is reported and left out.
+        limits: what a picture may cost.
         rank: this process.
         world_size: number of processes.
     """
@@ -232,6 +235,7 @@ class ShardStream(IterableDataset[Any]):
         seed: int,
         shuffle_buffer: int,
         raise_errors: bool,
+        limits: MediaLimits,
         rank: int,
         world_size: int,
     ) -> None:
@@ -243,6 +247,7 @@ class ShardStream(IterableDataset[Any]):
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.raise_errors = raise_errors
+        self.limits = limits
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -297,7 +302,9 @@ class ShardStream(IterableDataset[Any]):
         draw = np.random.default_rng((self.seed, self.epoch, 1 + reader))
         while True:
             given = 0
-            for picture in _shuffled((p for shard in mine for p in read_shard(self.shards[shard])), self.shuffle_buffer, draw):
+            for picture in _shuffled(
+                (p for shard in mine for p in read_shard(self.shards[shard])), self.shuffle_buffer, draw
+            ):
                 given += isinstance(picture[2], bytes)
                 yield picture
             if not given:
@@ -306,7 +313,7 @@ class ShardStream(IterableDataset[Any]):
     def _decode(self, clip_id: str, path: str, content: bytes | str) -> Sample:
         if isinstance(content, str):
             raise MediaError(clip_id, path, content)
-        picture = decode_image(io.BytesIO(content), self.image_size_px, clip_id, path)
+        picture = decode_image(io.BytesIO(content), self.image_size_px, clip_id, path, self.limits)
         frames = torch.from_numpy(np.repeat(picture[None], self.num_frames, axis=0))
         return Sample(ClipRecord(clip_id, [], visual=path), frames=frames)
 
@@ -405,7 +412,7 @@ class ShardLoader(ClipLoader):
             raise TypeError("the number of pictures in the shards is not known")
         return self._stream.num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from where the run stands."""
         self._stream.epoch, self._stream.batches_done = self._progress()[0], 0
         if self._resumed is not None and self._stream.num_batches is not None:

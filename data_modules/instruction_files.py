@@ -26,7 +26,9 @@ from avcap_zoo.data_modules.records import SplitIndex
 IMAGE_PLACEHOLDERS = ("<image>\n", "\n<image>", "<image>")
 
 
-def read_clotho_detail(annotations: Path, root: Path, sounds: Sequence[str] = ("development", "evaluation")) -> SplitIndex:
+def read_clotho_detail(
+    annotations: Path, root: Path, sounds: Sequence[str] = ("development", "evaluation")
+) -> SplitIndex:
     """Clotho-Detail: long descriptions of Clotho's clips.
 
     The published file covers development and evaluation clips of version 1: who trains on it has seen test sounds.
@@ -96,7 +98,9 @@ def read_llava(annotations: Path, root: Path, pictures: Sequence[str] = PICTURE_
     content = items_of(annotations, read_json(annotations, hint="it is part of LLaVA-Instruct-150K"))
     for place, item in objects_of(content, ("id", "image", "conversations"), problems):
         name, entry = item["image"], str(item["id"])
-        problem = relative_path_problem(name) or file_name_problem(entry) or _conversation_problem(item["conversations"])
+        problem = (
+            relative_path_problem(name) or file_name_problem(entry) or _conversation_problem(item["conversations"])
+        )
         if problem:
             problems.add(place, problem)
             continue

@@ -24,6 +24,7 @@ class ClipRecord:
         visual: video file, or folder of pictures.
         features: .npy file with one vector per frame.
         audio_features: .npy file with one vector per audio token.
+        cached: row and number of tokens in the feature cache, by modality.
         sounds: labelled stretches of sound, as keyword arguments of `batch.SoundEvent`.
         objects: labelled objects with the seconds in which they are seen: label, onset_s, offset_s, box (left, top,
             right, bottom).
@@ -38,6 +39,7 @@ class ClipRecord:
     visual: str | None = None
     features: str | None = None
     audio_features: str | None = None
+    cached: dict[str, tuple[int, int]] = field(default_factory=dict)
     sounds: list[dict[str, Any]] | None = None
     objects: list[dict[str, Any]] | None = None
     duration_s: float = 0.0
@@ -114,4 +116,6 @@ class PackedRecords:
     def __getitem__(self, index: int) -> ClipRecord:
         """The record at an index."""
         start = self._ends[index - 1] if index else 0
-        return ClipRecord(**json.loads(self._bytes[start : self._ends[index]].tobytes()))
+        record = ClipRecord(**json.loads(self._bytes[start : self._ends[index]].tobytes()))
+        record.cached = {modality: (row, length) for modality, (row, length) in record.cached.items()}
+        return record

@@ -30,11 +30,14 @@ class EpochSampler(DistributedSampler[Draw]):
         num_clips: clips in the split.
         rank: this process.
         world_size: number of processes.
+        whole_batches_of: clips per batch and process; positions that fill no batch on every process are left to the
+            next epoch, whose order is another. None = every position is drawn.
     """
 
-    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1, whole_batches_of: int | None = None) -> None:
         # Lightning leaves samplers of this type alone. Its own __init__ wants a data set we do not need.
-        self.num_clips = num_clips
+        together = 1 if whole_batches_of is None else whole_batches_of * world_size
+        self.num_clips = num_clips // together * together
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0

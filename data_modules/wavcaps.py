@@ -29,7 +29,7 @@ class WavCapsDataModule(CaptionDataModule):
     Expected folder:
 
         root/json_files/<part>/<file>       {"data": [{"id", "caption", ...}]}; also root/<part>/<file> or root/<file>
-        root/waveforms/<part>_flac/<id>.flac    or <part>_flac/, waveforms/<part>/, <part>/; looked through to the bottom
+        root/waveforms/<part>_flac/<id>.flac    or <part>_flac/, waveforms/<part>/, <part>/; with all sub-folders
         root/json_files/blacklist/*.json    named in `exclude`, if at all
 
     The parts and their files are AudioSet_SL (as_final.json), BBC_Sound_Effects (bbc_final.json), FreeSound

@@ -137,8 +137,10 @@ def test_all_problems_of_a_file_are_in_one_message(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "line 2: id '../a' or '1' is no safe id; line 3: start_time 'soon' is no number" in message
     assert "line 4: 3 fields, wanted 4; line 5: 2 fields, wanted 4" in message
-    assert message.endswith("line 6: id '' or '5' is no safe id; line 7: id 'f g' or '6' is no safe id; line 8: "
-                            "start_time 'nan' is no number; line 9: id 'i j' or '9' is no safe id and 2 more")
+    assert message.endswith(
+        "line 6: id '' or '5' is no safe id; line 7: id 'f g' or '6' is no safe id; line 8: "
+        "start_time 'nan' is no number; line 9: id 'i j' or '9' is no safe id and 2 more"
+    )
 
 
 # -- names of media ----------------------------------------------------------------------------------------------

@@ -520,22 +520,6 @@ def test_plain_loader(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_feature_folder_is_used_where_it_has_a_clip(tmp_path: Path) -> None:
-    data = data_module(make_folder(tmp_path, with_videos=True), modalities=("visual",), eval_batch_size=3)
-    data.setup("fit")
-    (tmp_path / "cache" / "val").mkdir(parents=True)
-    for number in range(3):
-        np.save(tmp_path / "cache" / "val" / f"val{number}.npy", np.full((2, 5), number, np.float32))
-    data.use_feature_folder(tmp_path / "cache", "visual")
-    (batch,) = data.val_dataloader()
-    assert batch.frames is None
-    assert batch.visual_features is not None
-    assert batch.visual_features[:, 0, 0].tolist() == [0, 1, 2]
-    (plain,) = data.plain_loader("val", 3, ("visual",))
-    assert plain.frames is not None
-    assert plain.visual_features is None
-
-
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
 def test_two_processes_list_what_either_of_them_skipped(tmp_path: Path) -> None:
     make_folder(tmp_path, train=40, val=4, broken=("train3", "train20"))

@@ -13,6 +13,7 @@ import soundfile
 
 from avcap_zoo.data_modules.media import audio
 from avcap_zoo.data_modules.media.audio import read_audio
+from avcap_zoo.data_modules.media.limits import MediaLimits
 from tests.unit.data_modules.media_files import RATE_HZ, encode, media_error, numbered_frames, tone, write_sound
 
 
@@ -212,14 +213,13 @@ def test_a_flac_without_a_length_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "m4a"])
-def test_more_than_the_longest_sound(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_longest_sound(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"long.{suffix}"
     if suffix == "wav":
         write_sound(path, tone(2))
     else:
         path.write_bytes(encode(samples=tone(2)[None], container="ipod"))
-    monkeypatch.setattr(audio, "MAX_DURATION_S", 1.0)
-    media_error(lambda: read_audio(path, RATE_HZ, "c"), path, "more than 3600 s")
+    media_error(lambda: read_audio(path, RATE_HZ, "c", MediaLimits(max_duration_s=1)), path, "more than 1 s of sound")
 
 
 def test_channels_may_change_midway_but_the_rate_may_not(tmp_path: Path) -> None:
