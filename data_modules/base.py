@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avcap_zoo.batch import Batch, FrozenEncoder, Modality, SkippedClip, Split, run_folder
+from avcap_zoo.data_modules.annotations import read_id_list
+from avcap_zoo.data_modules.cropping import CropPolicy
 from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, collate_or_error
 from avcap_zoo.data_modules.feature_cache import CacheInfo, FeatureReader, FeatureWriter, NumberType
 from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
@@ -57,6 +59,11 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: stop when more than this share of a split's clips turned out unreadable.
         min_present_share: stop at the start when fewer than this share of the official clips are on disk.
         predict_split: split captioned by `predict`.
+        subset: file that lists the clip ids to use, one a line, relative to the data folder: of the test split, or
+            a file per split as in {test: paper_test_ids.txt}. Its hash goes into the results.
+        max_duration_s: longer sounds are cropped to this; None = never. Pictures are not affected.
+        crop: which part of a longer sound is kept: `start`, `centre`, or `seeded` (drawn by seed and clip id, in
+            training anew in each epoch).
         frames_per_s: take frames at this rate, `num_frames` of them at most, instead of spreading `num_frames` evenly;
             what a short clip lacks is masked.
         audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips are
@@ -69,11 +76,13 @@ class CaptionDataModule(LightningDataModule):
         persistent_workers: keep decoding processes from epoch to epoch.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a modality that the data set does not have.
     """
 
     name: str
     """Lower-case name of the data set."""
+    given_modalities: ClassVar[tuple[Modality, ...]] = ("audio", "visual")
+    """What the data set has."""
 
     def __init__(
         self,
@@ -91,6 +100,9 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: float = 0.05,
         min_present_share: float = 0.5,
         predict_split: Split = "test",
+        subset: str | dict[Split, str] | None = None,
+        max_duration_s: float | None = None,
+        crop: CropPolicy = "start",
         frames_per_s: float | None = None,
         audio_buckets_s: tuple[float, ...] = (),
         drop_last: bool = False,
@@ -113,6 +125,14 @@ class CaptionDataModule(LightningDataModule):
         for key, value in (("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
+        if max_duration_s is not None and not max_duration_s > 0:
+            raise ConfigError(f"data.init_args.max_duration_s is {max_duration_s}, wanted more than 0 (or null)")
+        absent = [modality for modality in modalities if modality not in self.given_modalities]
+        if absent or not modalities:
+            raise ConfigError(
+                f"data.init_args.modalities is {list(modalities)}, but {self.name} gives "
+                f"{' and '.join(self.given_modalities)}"
+            )
         for key, numbers in (
             ("frames_per_s", () if frames_per_s is None else (frames_per_s,)),
             ("audio_buckets_s", audio_buckets_s),
@@ -120,6 +140,7 @@ class CaptionDataModule(LightningDataModule):
             if not all(0 < number < math.inf for number in numbers):
                 raise ConfigError(f"data.init_args.{key} is {', '.join(map(str, numbers))}, wanted more than 0")
         self.root = _root(root, self.name)
+        self.subset: dict[Split, str] = {"test": subset} if isinstance(subset, str) else dict(subset or {})
         self.sample_rate_hz = sample_rate_hz
         self.modalities = modalities
         self.num_frames = num_frames
@@ -141,6 +162,8 @@ class CaptionDataModule(LightningDataModule):
             image_size_px,
             tuple(modalities),
             on_error,
+            max_duration_s=max_duration_s,
+            crop=crop,
             limits=limits,
             frames_per_s=frames_per_s,
             audio_buckets_s=tuple(audio_buckets_s),
@@ -159,6 +182,10 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             DataError: files missing or malformed; all problems of a file at once.
         """
+
+    def has_validation(self) -> bool:
+        """Whether there is a validation split; a fit goes without one where the data set publishes none."""
+        return True
 
     def prepare_data(self) -> None:
         """Check the folder and write `missing.csv` (split, id, reason) into it. Runs on one process."""
@@ -195,7 +222,7 @@ class CaptionDataModule(LightningDataModule):
                     f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
                     f"lower data.init_args.min_present_share if that is meant"
                 )
-            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present")
+            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present{_extent(index)}")
 
     def records(self, split: Split) -> PackedRecords:
         """The clips of a split that are on disk."""
@@ -225,8 +252,8 @@ class CaptionDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split in file order."""
-        return self.evaluation_loader("val")
+        """The validation split in file order; no batches if the data set has none."""
+        return self.evaluation_loader("val") if self.has_validation() else []  # type: ignore[return-value]
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split in file order."""
@@ -247,6 +274,27 @@ class CaptionDataModule(LightningDataModule):
     def num_official(self, split: Split) -> int:
         """Clips that the annotations of a split name, on disk or not."""
         return self._index(split).num_official
+
+    def num_clips(self, split: Split) -> int:
+        """Clips of a split that are on disk, or as far as is known."""
+        return len(self.records(split))
+
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
+        index = self._index(split)
+        described: dict[str, Any] = {
+            "name": self.name,
+            "split": split,
+            "annotations": index.sources,
+            "present": len(index.records),
+            "official": index.num_official,
+            "left_out": index.left_out,
+        }
+        if index.subset is not None:
+            described["subset"] = {"file": str(index.subset.path), "sha256": index.subset.sha256}
+        if self.decode.max_duration_s is not None:
+            described["crop"] = {"max_duration_s": self.decode.max_duration_s, "policy": self.decode.crop}
+        return described
 
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
@@ -346,7 +394,15 @@ class CaptionDataModule(LightningDataModule):
         """What of our settings changes the input of an encoder, by key of `data.init_args`."""
         if modality == "visual":
             return {key: getattr(self, key) for key in ("num_frames", "image_size_px", "frames_per_s")}
-        return {"sample_rate_hz": self.sample_rate_hz, "audio_buckets_s": list(self.decode.audio_buckets_s)}
+        decode = self.decode
+        cropped = (
+            {} if decode.max_duration_s is None else {"max_duration_s": decode.max_duration_s, "crop": decode.crop}
+        )
+        return {
+            "sample_rate_hz": self.sample_rate_hz,
+            "audio_buckets_s": list(decode.audio_buckets_s),
+            **cropped,
+        }
 
     def _attach_cache(self, index: SplitIndex, split: Split, modality: Modality, folder: Path) -> None:
         reader = FeatureReader(folder, split)
@@ -437,7 +493,7 @@ class CaptionDataModule(LightningDataModule):
             if clip.clip_id not in known:
                 known[clip.clip_id] = clip
                 rank_zero_warn(f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}")
-        total = len(self.records(split))
+        total = self.num_clips(split)
         if len(known) > self.max_skipped_share * total:
             named = ", ".join(list(known)[:_NAMED_IDS]) + (", ..." if len(known) > _NAMED_IDS else "")
             raise DataError(
@@ -457,11 +513,13 @@ class CaptionDataModule(LightningDataModule):
         if stage is None and self.trainer is not None and self.trainer.state.fn is not None:
             stage = self.trainer.state.fn.value
         needed: dict[str, list[Split]] = {"validate": ["val"], "test": ["test"], "predict": [self.predict_split]}
-        return needed.get(stage or "fit", ["train", "val"])
+        return needed.get(stage or "fit", ["train", "val"] if self.has_validation() else ["train"])
 
     def _index(self, split: Split) -> SplitIndex:
         if split not in self.splits:
             index = self.read_split(split)
+            if split in self.subset:
+                index.narrow(read_id_list(self.root / self.subset[split]))
             for modality, folder in self.feature_caches.items():
                 self._attach_cache(index, split, modality, folder)
             self.splits[split] = index
@@ -498,6 +556,14 @@ def _stamp(path: str | None) -> tuple[int, int]:
         return (0, 0)
     status = Path(path).stat()
     return (status.st_size, status.st_mtime_ns)
+
+
+def _extent(index: SplitIndex) -> str:
+    """What else there is to say about a split: id list, what was left out, where the missing are listed."""
+    parts = [f"narrowed to {index.subset.path.name}"] if index.subset is not None else []
+    parts += [f"{count} {what} left out" for what, count in index.left_out.items()]
+    parts += ["missing.csv lists the others"] if index.missing else []
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:

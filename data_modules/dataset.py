@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent
+from avcap_zoo.data_modules.cropping import CropPolicy, crop
 from avcap_zoo.data_modules.feature_cache import FeatureReader
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
@@ -49,6 +50,8 @@ class DecodeSettings:
     modalities: tuple[Modality, ...]
     on_error: Literal["skip", "raise"]
     prefer_features: bool = True
+    max_duration_s: float | None = None
+    crop: CropPolicy = "start"
     limits: MediaLimits = DEFAULT_LIMITS
     frames_per_s: float | None = None
     audio_buckets_s: tuple[float, ...] = ()
@@ -97,7 +100,7 @@ class ClipDataset(Dataset[Sample]):
             index = self._index(epoch, (position + attempt) % len(self))
             record = self.records[index]
             try:
-                sample = self._decode(record)
+                sample = self._decode(record, epoch)
             except MediaError as error:
                 if self.settings.on_error == "raise":
                     raise
@@ -136,7 +139,7 @@ class ClipDataset(Dataset[Sample]):
         choice = np.random.default_rng((self.seed, epoch, index)).integers(len(record.captions))
         return record.captions[int(choice)]
 
-    def _decode(self, record: ClipRecord) -> Sample:
+    def _decode(self, record: ClipRecord, epoch: int) -> Sample:
         settings = self.settings
         sample = Sample(record)
         for modality in settings.modalities:
@@ -145,6 +148,10 @@ class ClipDataset(Dataset[Sample]):
                 setattr(sample, "audio_features" if modality == "audio" else "features", kept)
             elif modality == "audio" and record.audio is not None:
                 waveform = read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id, settings.limits)
+                if settings.max_duration_s is not None:
+                    longest = max(1, round(settings.max_duration_s * settings.sample_rate_hz))
+                    turn = epoch if self.training else 0  # in evaluation the same part in every epoch
+                    waveform = crop(waveform, longest, settings.crop, f"{self.seed} {turn} {record.clip_id}")
                 longest = settings.audio_lengths[-1] if settings.audio_buckets_s else len(waveform)
                 sample.waveform = torch.from_numpy(waveform[:longest])
             elif modality == "visual" and record.visual is not None:
@@ -155,6 +162,7 @@ class ClipDataset(Dataset[Sample]):
                     record.clip_id,
                     settings.limits,
                     settings.frames_per_s,
+                    record.frame_at_s,
                 )
                 sample.frames = torch.from_numpy(frames)
         return sample
@@ -247,6 +255,8 @@ def collate(
     audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
     if audio_features:
         batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
+    if records and all(record.instruction is not None for record in records):
+        batch.instruction = [record.instruction or "" for record in records]
     if records and all(record.sounds is not None for record in records):
         batch.sound_events = [[SoundEvent(**sound) for sound in record.sounds or []] for record in records]
     if records and all(record.objects is not None for record in records):

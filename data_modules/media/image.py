@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,29 @@ def read_image(path: Path, size_px: int, clip_id: str, limits: MediaLimits = DEF
         raise MediaError(clip_id, path, "no such file")
     if path.stat().st_size == 0:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
+    return decode_image(path, size_px, clip_id, path, limits)
+
+
+def decode_image(
+    source: Path | BinaryIO, size_px: int, clip_id: str, path: Path | str, limits: MediaLimits = DEFAULT_LIMITS
+) -> NDArray[np.uint8]:
+    """`read_image` of a file that is open already, or lies in an archive.
+
+    Args:
+        source: where the picture is read from.
+        size_px: side of the square result.
+        clip_id: named in errors.
+        path: named in errors.
+        limits: what the file may cost.
+
+    Returns:
+        (3, size_px, size_px) uint8.
+
+    Raises:
+        MediaError: truncated, not a picture, or beyond `limits.max_pixels`.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             upright = _upright_rgb(image, limits.max_pixels)
     except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
         raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error

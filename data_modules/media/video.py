@@ -47,26 +47,28 @@ def read_frames(
     clip_id: str,
     limits: MediaLimits = DEFAULT_LIMITS,
     frames_per_s: float | None = None,
+    at_s: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Read frames of a video, or of a folder of pictures in name order.
+    """Read frames of a video, or of a folder of pictures in name order; a single picture gives K alike.
 
     A video shows at each of `frame_times_s`, counted from its first frame, what a player would show then. Frames are
     resized to `size_px` on the shorter side and cropped at the centre. Pictures in a folder have no times: K of them
     are taken, spread evenly, whatever the rate.
 
     Args:
-        path: video file, or folder of jpg, png or webp files.
+        path: video file, picture file, or folder of jpg, png or webp files.
         num_frames: K.
         size_px: side of the square frames.
         clip_id: named in errors.
         limits: what the file may cost.
         frames_per_s: see `frame_times_s`.
+        at_s: take the frame of a video at this second, K times; None = spread them.
 
     Returns:
         (K, 3, size_px, size_px) uint8; with a rate, fewer for a short video.
 
     Raises:
-        MediaError: missing, without pictures, undecodable, or beyond a limit.
+        MediaError: missing, without pictures, undecodable, beyond a limit, or ended before `at_s`.
     """
     if path.is_dir():
         # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
@@ -79,11 +81,19 @@ def read_frames(
         raise MediaError(clip_id, path, "no such file")
     if path.stat().st_size == 0:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
-    return _read_video(path, num_frames, size_px, clip_id, limits, frames_per_s)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return np.repeat(read_image(path, size_px, clip_id, limits)[None], num_frames, axis=0)
+    return _read_video(path, num_frames, size_px, clip_id, limits, frames_per_s, at_s)
 
 
 def _read_video(
-    path: Path, num_frames: int, size_px: int, clip_id: str, limits: MediaLimits, frames_per_s: float | None
+    path: Path,
+    num_frames: int,
+    size_px: int,
+    clip_id: str,
+    limits: MediaLimits,
+    frames_per_s: float | None,
+    at_s: float | None,
 ) -> NDArray[np.uint8]:
     import av
     from av.video.reformatter import VideoReformatter
@@ -104,6 +114,10 @@ def _read_video(
                 reason = f"declares {end_s - start_s:.0f} s of video, at most {limits.max_duration_s:g} are read"
                 raise MediaError(clip_id, path, f"{reason} (limits.max_duration_s)")
             wanted_s = start_s + frame_times_s(end_s - start_s, num_frames, frames_per_s)
+            if at_s is not None:
+                if at_s >= end_s - start_s:
+                    raise MediaError(clip_id, path, f"ends after {end_s - start_s:g} s, wanted the frame at {at_s:g} s")
+                wanted_s = np.full(num_frames, start_s + at_s)
             reformatter = VideoReformatter()  # one scaler for all frames: making it costs more than using it
             last = None
             for frame in _frames_at(container, stream, wanted_s, check_time):

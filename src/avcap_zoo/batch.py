@@ -79,6 +79,7 @@ class Batch:
     feature_keys: dict[Modality, str] = field(default_factory=dict)
     """Which encoder made the features, where a cache says so; see `FrozenEncoder.key`."""
     instruction: list[str] | None = None
+    """What the captions answer, for each clip."""
     sound_events: list[list[SoundEvent]] | None = None
     boxes: list[list[Box]] | None = None
     skipped: list[SkippedClip] = field(default_factory=list)
@@ -145,6 +146,9 @@ class ClipSource(Protocol):
 
     def num_official(self, split: Split) -> int:
         """Clips that the annotations of a split name, on disk or not."""
+
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
 
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
