@@ -49,6 +49,9 @@ class FusionSettings:
         window_s: what one Q-Former window hears, in seconds of full-size tokens, 6.4 of them a second (64 in 10 s). The
             released kinds without transport count 50 a second, as if the tokens were Whisper's.
         stride_s: from one window to the next, likewise.
+
+    Raises:
+        ConfigError: no such kind.
     """
 
     kind: FusionKind = "ot_attention"
@@ -66,6 +69,10 @@ class FusionSettings:
     )
     window_s: float = 0.333333
     stride_s: float = 0.333333
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind before anything is built."""
+        recipe_of(self.kind)
 
     @property
     def recipe(self) -> Recipe:
@@ -116,7 +123,7 @@ class Fusion(nn.Module):
         visual_width: channels of the visual tokens.
 
     Raises:
-        ConfigError: unknown kind; a released kind on two widths; heads or windows that do not fit.
+        ConfigError: a released kind on two widths; heads that do not divide the width.
     """
 
     def __init__(self, settings: FusionSettings, audio_width: int, visual_width: int) -> None:

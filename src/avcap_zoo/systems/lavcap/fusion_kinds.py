@@ -33,7 +33,7 @@ ReleasedKind = Literal[
     "released_qformer_tempcat_afQF",
     "released_qformer_tempcat_bfQF",
 ]
-FusionKind = PlainKind | ReleasedKind
+FusionKind = Literal[PlainKind, ReleasedKind]
 Features = Literal["normalised", "raw"]
 
 
