@@ -186,7 +186,8 @@ def audio_tokens_of(case: GoldenCase) -> Tensor:
     audio = case["audio"].requires_grad_()
     if not case.config["frequency_mean_pool"]:
         return audio
-    return audio.unflatten(1, (-1, case.config["n_audio"])).mean(dim=1)
+    pooled: Tensor = audio.unflatten(1, (-1, case.config["n_audio"])).mean(dim=1)
+    return pooled
 
 
 def check_fusion(case: GoldenCase, kind: str) -> None:

@@ -91,7 +91,9 @@ class QFormer(nn.Module):
             ShapeError: tokens of another width than the Q-Former was built for.
         """
         if tokens.ndim != 3 or tokens.shape[2] != self.encoder_dim:
-            raise ShapeError(f"tokens are {tuple(tokens.shape)}, the Q-Former reads (clips, tokens, {self.encoder_dim})")
+            raise ShapeError(
+                f"tokens are {tuple(tokens.shape)}, the Q-Former reads (clips, tokens, {self.encoder_dim})"
+            )
         read: Tensor = self.model(
             query_embeds=self.queries.expand(len(tokens), -1, -1),
             encoder_hidden_states=tokens,

@@ -23,7 +23,9 @@ def test_blip2_size(encoder_dim: int, parameters: int) -> None:
 def test_cross_attention_comes_every_so_many_layers(frequency: int, layers: set[int]) -> None:
     settings = QFormerSettings(num_queries=3, embed_dim=16, depth=3, num_heads=4, cross_attention_frequency=frequency)
     names = QFormer(settings, 8).state_dict()
-    assert {layer for layer in range(3) if f"model.encoder.layer.{layer}.crossattention.attention.key.bias" in names} == layers
+    assert {
+        layer for layer in range(3) if f"model.encoder.layer.{layer}.crossattention.attention.key.bias" in names
+    } == layers
 
 
 def test_masked_tokens_are_not_read() -> None:

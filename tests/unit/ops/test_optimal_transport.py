@@ -149,7 +149,9 @@ def test_tolerance_stops_early_with_the_same_plan(
 class CountReads(TorchDispatchMode):
     """Counts the numbers that Python reads from tensors: each waits for the device."""
 
-    reads = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.reads += func is torch.ops.aten._local_scalar_dense.default

@@ -32,9 +32,9 @@ class FusionSettings:
     """How the two modalities meet.
 
     Args:
-        kind: `audio_only`, `visual_only`, `concatenation` (no OT loss), `concatenation_ot` (with it), `ot_attention` (the
-            paper's LAVCap: OT loss and OT-Att), `cross_attention`, `qformer`, `joint_encoder` (with OT loss all three), or
-            a `released_...` one; `fusion_kinds.RECIPES` says what each does.
+        kind: `audio_only`, `visual_only`, `concatenation` (no OT loss), `concatenation_ot` (with it), `ot_attention`
+            (the paper's LAVCap: OT loss and OT-Att), `cross_attention`, `qformer`, `joint_encoder` (with OT loss all
+            three), or a `released_...` one; `fusion_kinds.RECIPES` says what each does.
         features: `normalised` (released): unit-norm tokens reach the language model; `raw` (paper): the encoders' own
             tokens do, and only the similarity is cosine. The `released_...` kinds have theirs, whatever stands here.
         epsilon: smoothing of the transport.
@@ -208,14 +208,16 @@ class Fusion(nn.Module):
             sequences = [_append(*sequences)]
         if recipe.qformer is not None:
             sequences[0] = self.windows(*sequences[0])
-        masks = [mask for _, mask in sequences]
         units = [F.normalize(tokens.float(), dim=-1) for tokens, _ in sequences]
-        raw = (recipe.features or self.settings.features) == "raw"
-        joined = [tokens for tokens, _ in sequences] if raw else units
+        if (recipe.features or self.settings.features) == "normalised":
+            sequences = [(unit, mask) for unit, (_, mask) in zip(units, sequences, strict=True)]
         if len(sequences) == 1:
-            return FusedTokens(joined[0], masks[0])
-        ot_loss, log_plan = self._transport(*units, *masks) if recipe.transport else (None, None)
-        tokens, mask = self._join(*joined, *masks, log_plan)
+            return FusedTokens(*sequences[0])
+        (audio, audio_mask), (visual, visual_mask) = sequences
+        ot_loss = log_plan = None
+        if recipe.transport:
+            ot_loss, log_plan = self._transport(units[0], units[1], audio_mask, visual_mask)
+        tokens, mask = self._join(audio, visual, audio_mask, visual_mask, log_plan)
         return FusedTokens(tokens, mask, ot_loss, log_plan)
 
     def _entering(self, tokens: Tensor | None, mask: Tensor | None, modality: str) -> tuple[Tensor, Tensor]:
@@ -265,9 +267,7 @@ class Fusion(nn.Module):
         if join == "channels":
             return _beside(audio, visual, audio_mask, visual_mask)
         if join == "cross_attention":
-            attended = self.cross_attention(
-                audio, visual, visual, key_padding_mask=~visual_mask, need_weights=False
-            )[0]
+            attended = self.cross_attention(audio, visual, visual, key_padding_mask=~visual_mask, need_weights=False)[0]
             return audio + attended, audio_mask
         if join == "ot_attention":
             assert log_plan is not None
@@ -310,7 +310,8 @@ def _beside(audio: Tensor, visual: Tensor, audio_mask: Tensor, visual_mask: Tens
         clip = int((num_audio < num_visual).nonzero()[0])
         raise ShapeError(
             f"clip {clip} has {int(num_audio[clip])} audio and {int(num_visual[clip])} visual tokens; "
-            f"to stand side by side it needs at least as many audio tokens: take fewer frames (data.init_args.num_frames)"
+            f"to stand side by side it needs at least as many audio tokens: "
+            f"take fewer frames (data.init_args.num_frames)"
         )
     step = num_audio.div(num_visual, rounding_mode="floor")
     position = (torch.arange(visual.shape[1], device=step.device) * step[:, None]).clamp_max(audio.shape[1] - 1)

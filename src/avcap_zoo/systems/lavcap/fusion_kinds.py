@@ -47,9 +47,9 @@ class Recipe:
         qformer: `audio`: a Q-Former reads windows of the audio tokens; `both`: of audio and visual tokens in a row.
         transport: it has a transport plan and the OT loss.
         join: how the two sequences become one. `append`: audio, then visual; `append_twice`: and visual again;
-            `ot_attention`: each plus what the plan assigns to it, then `append`; `channels`: side by side, visual tokens
-            spread over the audio tokens; `cross_attention`: audio, plus what it attends to among visual; `joint_encoder`:
-            `append`, then a transformer block over all tokens.
+            `ot_attention`: each plus what the plan assigns to it, then `append`; `channels`: side by side, visual
+            tokens spread over the audio tokens; `cross_attention`: audio, plus what it attends to among visual;
+            `joint_encoder`: `append`, then a transformer block over all tokens.
         features: what reaches the join; None = as `FusionSettings.features` says.
         released: exactly as the official code, with its limits: one width, and its way to cut windows.
     """

@@ -108,7 +108,9 @@ def test_two_widths_meet_in_the_plain_kinds_only(kind: str) -> None:
     fused = fusion(torch.randn(2, 9, 64), torch.randn(2, 5, 48))
     assert fused.tokens.shape[2] == fusion.width == 64
     fused.tokens.sum().backward()
-    assert (fusion.visual_projection.weight.grad != 0).any()
+    gradient = fusion.visual_projection.weight.grad
+    assert gradient is not None
+    assert (gradient != 0).any()
 
 
 def test_cross_attention_and_joint_encoder_let_sound_see(tokens: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -184,7 +186,7 @@ def test_what_does_not_fit_is_refused(tokens: tuple[torch.Tensor, torch.Tensor])
         fuse("concatenation")(audio, None)
     with pytest.raises(ConfigError, match="visual_only needs visual tokens, the batch has none"):
         fuse("visual_only")(audio, None)
-    with pytest.raises(ConfigError, match="fusion.kind 'ot_atention' is not known: did you mean ot_attention"):
+    with pytest.raises(ConfigError, match=r"fusion\.kind 'ot_atention' is not known: did you mean ot_attention"):
         FusionSettings(kind="ot_atention")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'x' is not known: wanted one of audio_only, visual_only"):
         FusionSettings(kind="x")  # type: ignore[arg-type]
@@ -210,6 +212,6 @@ def test_too_few_tokens_are_refused() -> None:
     few = torch.randn(1, 2, 64)
     with pytest.raises(ShapeError, match="a clip has 2 tokens, the Q-Former's windows need at least 4"):
         wide("released_qformer_ot_tempcat")(few, few)
-    with pytest.raises(ShapeError, match="clip 0 has 2 audio and 3 visual tokens; .* take fewer frames"):
+    with pytest.raises(ShapeError, match=r"clip 0 has 2 audio and 3 visual tokens; .* take fewer frames"):
         wide("released_ot_chancat")(few, torch.randn(1, 3, 64))
     assert wide("qformer")(few[:, :1], few).tokens.shape == (1, 4, 64)

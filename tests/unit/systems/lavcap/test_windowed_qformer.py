@@ -27,7 +27,9 @@ def windows_by_hand(num_tokens: int, reader: WindowedQFormer) -> list[list[int]]
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 3), (3, 2), (4, 1), (2, 3), (1, 1)])
-@pytest.mark.parametrize("kept", [(True, False), (False, True), (False, False)], ids=["plain", "released_ot", "released"])
+@pytest.mark.parametrize(
+    "kept", [(True, False), (False, True), (False, False)], ids=["plain", "released_ot", "released"]
+)
 def test_each_window_is_read_alone(size: int, stride: int, kept: tuple[bool, bool]) -> None:
     torch.manual_seed(0)
     reader = windowed(size, stride, keep_partial=kept[0], drop_last=kept[1])
