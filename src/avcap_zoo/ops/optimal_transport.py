@@ -42,7 +42,7 @@ def sinkhorn_log_plan(
         column_mask: (B, M) bool, likewise.
         tolerance: stop early once every row sum is within this share of its marginal (the columns are exact after
             each update); None = always `num_iterations`. Checking reads one number back from the device per update;
-            without it nothing is read back, unless there are masks (once, to find clips without a token).
+            without it nothing is read back, unless there are masks (once for each, to find clips without a token).
 
     Returns:
         (B, N, M) float32. exp(.) sums to 1/n over each real row and 1/m over each real column

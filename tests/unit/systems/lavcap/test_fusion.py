@@ -168,6 +168,19 @@ def test_transport_stays_in_float32_under_autocast(tokens: tuple[torch.Tensor, t
     torch.testing.assert_close(found.ot_loss, wanted.ot_loss)
 
 
+@pytest.mark.parametrize("kind", RECIPES)
+def test_every_kind_runs_under_autocast(kind: str) -> None:
+    fusion = wide(kind)
+    audio, visual = torch.randn(2, 12, 64), torch.randn(2, 3, 64)
+    wanted = fusion(audio, visual)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fusion(audio.bfloat16(), visual, length_mask(torch.tensor([12, 9]), 12))
+    assert found.mask[0].all()
+    torch.testing.assert_close(found.tokens[0].float(), wanted.tokens[0], rtol=0.1, atol=0.1)
+    if found.ot_loss is not None:
+        assert found.ot_loss.dtype == found.log_plan.dtype == torch.float32
+
+
 def test_layer_norm_comes_before_normalisation(tokens: tuple[torch.Tensor, torch.Tensor]) -> None:
     audio, visual = tokens
     fused = fuse("concatenation", layer_norm=True)(audio, visual)
