@@ -535,9 +535,13 @@ class CaptionDataModule(LightningDataModule):
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _move_progress(self, batches: int) -> None:
-        if self.trainer is not None:
-            current = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            current.ready = current.started = current.processed = current.completed = batches
+        if self.trainer is None:
+            return
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        further = batches - current.ready
+        # All of its counters alike: which of them is one behind tells Lightning where in a step it was saved.
+        for name, count in vars(current).items():
+            setattr(current, name, count + further)
 
     def _loader_options(self, split: Split) -> dict[str, Any]:
         records = self.records(split)
