@@ -130,11 +130,14 @@ class ClipDataset(Dataset[Sample]):
         if "audio" in settings.modalities and record.audio_features is not None and settings.prefer_features:
             sample.audio_features = torch.from_numpy(_read_features(Path(record.audio_features), record.clip_id))
         elif "audio" in settings.modalities and record.audio is not None:
-            sample.waveform = torch.from_numpy(read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id))
+            waveform = read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id, record.window_s)
+            sample.waveform = torch.from_numpy(waveform)
         if "visual" in settings.modalities and record.features is not None and settings.prefer_features:
             sample.features = torch.from_numpy(_read_features(Path(record.features), record.clip_id))
         elif "visual" in settings.modalities and record.visual is not None:
-            frames = read_frames(Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id)
+            frames = read_frames(
+                Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id, record.window_s
+            )
             sample.frames = torch.from_numpy(frames)
         return sample
 

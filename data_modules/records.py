@@ -25,6 +25,7 @@ class ClipRecord:
         objects: labelled objects with the seconds in which they are seen: label, onset_s, offset_s, box (left, top,
             right, bottom).
         duration_s: length of the clip; needed with `objects`.
+        window_s: the part of `audio` and `visual` that is the clip, from and to, in seconds; None = all of them.
     """
 
     clip_id: str
@@ -36,6 +37,7 @@ class ClipRecord:
     sounds: list[dict[str, Any]] | None = None
     objects: list[dict[str, Any]] | None = None
     duration_s: float = 0.0
+    window_s: tuple[float, float] | None = None
 
 
 @dataclass

@@ -106,11 +106,8 @@ def _look_at(model: LAVCapModel, data: ScenesDataModule, record: ClipRecord) -> 
     batch = collate([dataset[0, 0]], data.num_frames)
     if batch.waveform is None or batch.num_samples is None:
         raise DataError(f"test clip {record.clip_id} cannot be decoded; delete {data.scenes_root}")
-    shift_ms = model.audio_settings.encoder.frame_shift_ms
-    real = int(num_kaldi_frames(batch.num_samples, frame_shift_ms=shift_ms)[0])
-    spectrogram = model.spectrogram(batch.waveform, batch.num_samples)[0, :real]
-    log_plan = model.fuse(batch).log_plan
-    tokens = min(-(-real // PATCH_SIZE), -(-model.audio_settings.encoder.target_length // PATCH_SIZE))
+    inside = look_at(model, batch, model.fuse(batch))[0]
+    assert inside.spectrogram is not None
     frames = read_frames(Path(record.visual), data.num_frames, data.scene_size_px, record.clip_id)
     return ClipView(
         clip_id=record.clip_id,
@@ -118,7 +115,7 @@ def _look_at(model: LAVCapModel, data: ScenesDataModule, record: ClipRecord) -> 
         wav=Path(record.audio).read_bytes(),
         frames=frames.transpose(0, 2, 3, 1),
         frame_times_s=frame_times_s(record.duration_s, data.num_frames),
-        spectrogram=spectrogram.T.numpy(),
-        plan=None if log_plan is None else log_plan[0, :, :tokens].exp().numpy(),
-        plan_end_s=tokens * PATCH_SIZE * shift_ms / 1000,
+        spectrogram=inside.spectrogram,
+        plan=inside.plan,
+        plan_end_s=inside.plan_end_s,
     )
