@@ -85,7 +85,9 @@ def _decode(path: Path, clip_id: str, window_s: tuple[float, float] | None) -> t
         return _decode_with_pyav(path, clip_id, window_s)
 
 
-def _decode_with_pyav(path: Path, clip_id: str, window_s: tuple[float, float] | None) -> tuple[NDArray[np.float32], int]:
+def _decode_with_pyav(
+    path: Path, clip_id: str, window_s: tuple[float, float] | None
+) -> tuple[NDArray[np.float32], int]:
     import av
 
     parts: list[NDArray[np.float32]] = []

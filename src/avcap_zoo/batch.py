@@ -119,12 +119,16 @@ class ClipSource(Protocol):
     Attributes:
         name: lower-case name of the data set.
         sample_rate_hz: rate of the sound it gives.
+        num_frames: frames of each clip.
+        image_size_px: side of the frames.
         modalities: what it decodes.
         skipped: clips that could not be read so far, by split and id.
     """
 
     name: str
     sample_rate_hz: int
+    num_frames: int
+    image_size_px: int
     modalities: tuple[Modality, ...]
     skipped: dict[Split, dict[str, SkippedClip]]
 

@@ -41,6 +41,7 @@ TRAINER_VERBS = {
     "predict": Verb("write a caption for every clip", "avcap_zoo.cli.parser"),
 }
 AVCAP_VERBS = TRAINER_VERBS | {
+    "caption": Verb("caption files with a trained system", "avcap_zoo.cli.caption"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }

@@ -163,7 +163,12 @@ class _Sheet:
         totals = plan.sum(axis=0, keepdims=True)
         shares = plan / np.where(totals > 0, totals, 1.0)
         right = self._x_of_time(self.parts.plan_end_s) if self.end_s else _RIGHT
-        pixels = heat_map(shares)
+        # A last token may hear hardly more than padding: it is shown, but does not set the range of the colours.
+        heard = num_tokens
+        if self.end_s and self.parts.duration_s:
+            heard = max(1, round(num_tokens * min(1.0, self.parts.duration_s / self.parts.plan_end_s)))
+        low, high = float(shares[:, :heard].min()), float(shares[:, :heard].max())
+        pixels = heat_map(shares.clip(low, high))
         self._blank(height)
         cells = Image.fromarray(pixels).resize((max(1, right - _LEFT), height), Image.Resampling.NEAREST)
         self.image.paste(cells, (_LEFT, self.y))
@@ -171,16 +176,17 @@ class _Sheet:
         for index in range(num_frames):
             centre = top + row * (index + 0.5)
             if self.parts.frames is not None:
-                self.image.paste(_thumbnail(self.parts.frames[index], row - 2), (_LEFT - row - 2, round(centre - row / 2 + 1)))
+                corner = (_LEFT - row - 2, round(centre - row / 2 + 1))
+                self.image.paste(_thumbnail(self.parts.frames[index], row - 2), corner)
             self._label(_LEFT - row - 9, centre, self._frame_name(index, num_frames), "rm", size_px=12)
         if self.end_s and self.parts.duration_s:
             self._same_moment(top, height, self.parts.duration_s)
         self._label(_MARGIN, top + height / 2, "frame" if self.end_s is None else "frame at", "lm")
-        self._colour_bar(top, height, float(shares.min()), float(shares.max()))
+        self._colour_bar(top, height, low, high)
         self.y = top + height
         self._time_axis()
         self.lines(
-            "Colour: share of each moment of sound that the transport plan assigns to a frame; every column sums to 100 %."
+            "Colour: share of each moment of sound that the transport plan assigns to a frame; a column sums to 100 %."
             + (" Dotted: sound and frame of the same moment." if self.end_s else ""),
             _LABEL_PX,
             _MUTED,

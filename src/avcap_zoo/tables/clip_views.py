@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 
-from avcap_zoo.backbones.audio.ced import PATCH_SIZE
 from avcap_zoo.data_modules.dataset import ClipDataset, collate
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
-from avcap_zoo.errors import DataError, WeightsError, first_line
-from avcap_zoo.ops.fbank import num_kaldi_frames
-from avcap_zoo.systems.base import CHECKPOINT_KEY
+from avcap_zoo.errors import DataError, WeightsError
+from avcap_zoo.serving.loading import load_system
+from avcap_zoo.systems.lavcap.inside import look_at
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
-from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -61,23 +55,10 @@ def load_model(checkpoint: Path) -> LAVCapModel:
     Raises:
         WeightsError: missing, damaged, not ours, or without some of the weights.
     """
-    content = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location=lambda storage, _: storage)
-    note: dict[str, Any] = content.get(CHECKPOINT_KEY) or {}
-    if not str(note.get("class_path", "")).endswith(f".{LAVCap.__name__}"):
-        raise WeightsError(f"{checkpoint} holds no LAVCap, found {note.get('class_path', 'a file that is not ours')}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(LAVCap, "system")
-    try:
-        settings = parser.parse_object({"system": json.loads(note["init_args"])})
-    except ArgumentError as error:
-        raise WeightsError(f"{checkpoint} was saved by another version of avcap-zoo: {first_line(error)}") from error
-    system: LAVCap = parser.instantiate(settings).system
-    system.configure_model()
-    try:
-        system.load_state_dict(content["state_dict"], strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{checkpoint} does not fit the model it describes: {error}") from error
-    return system.model.eval()
+    system = load_system(checkpoint).system
+    if not isinstance(system, LAVCap):
+        raise WeightsError(f"{checkpoint} holds no LAVCap, found {type(system).__name__}")
+    return system.model
 
 
 @torch.no_grad()
