@@ -103,8 +103,8 @@ def _decode_with_pyav(
                 raise MediaError(clip_id, path, "no decoder for its sound")
             tick_s = float(stream.time_base or 1)
             start_s = (stream.start_time or 0) * tick_s
-            if window_s is not None:
-                container.seek(round((start_s + max(0.0, window_s[0] - _RUN_UP_S)) / tick_s), stream=stream)
+            if window_s is not None and window_s[0] > _RUN_UP_S:
+                container.seek(round((start_s + window_s[0] - _RUN_UP_S) / tick_s), stream=stream)
             for frame in container.decode(stream):
                 if rate and frame.sample_rate != rate:
                     raise MediaError(clip_id, path, f"the sample rate changes from {rate} to {frame.sample_rate} Hz")

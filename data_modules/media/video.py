@@ -80,8 +80,8 @@ def _read_video(
             start_s, end_s = _span_s(container, stream)
             if window_s is not None:
                 start_s, end_s = start_s + window_s[0], min(end_s, start_s + window_s[1])
-                # To the key frame before it; the frames up to the window are decoded and passed over below.
-                container.seek(round(start_s / (stream.time_base or 1)), stream=stream)
+                if window_s[0] > 0:  # to the key frame before it; what is shown until then is passed over below
+                    container.seek(round(start_s / (stream.time_base or 1)), stream=stream)
             if end_s - start_s > MAX_DURATION_S:
                 raise MediaError(clip_id, path, f"declares {end_s - start_s:.0f} s of video, at most 3600 are read")
             wanted_s = start_s + frame_times_s(end_s - start_s, num_frames)

@@ -138,7 +138,7 @@ def test_validation_test_and_predict_write_scores_and_captions(scenes_root: Path
     trainer = tiny_trainer(tmp_path)
     (validation,) = trainer.validate(system, datamodule=data, verbose=False)
     assert {"val/cider", "val/bleu_1", "val/bleu_4"} <= set(validation)
-    (pictures,) = (tmp_path / "figures").glob("transport_plan-*.png")
+    (pictures,) = (tmp_path / "figures").glob("inside-*.png")
     assert pictures.stat().st_size > 100
     trainer.test(system, datamodule=data, verbose=False)
     rows = [json.loads(line) for line in (tmp_path / "test_captions.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import Namespace, set_loader
 from lightning.pytorch import Trainer
 
-from avcap_zoo.cli.explain import explain
+from avcap_zoo.cli.explain import COMMAND_LINE, explain
 from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, ParserRefusalError, load_yaml
 from avcap_zoo.cli.usage import CommandLineError
 from avcap_zoo.data_modules.base import CaptionDataModule
@@ -80,16 +80,17 @@ def load_system(
         note = _note_of(content, str(checkpoint))
         base = _model_argument(note, str(checkpoint), arguments)
         try:
-            _parse([base])
-        except ParserRefusalError as error:
+            _parse_or_explain([base])
+        except CommandLineError as error:
+            reason = str(error).replace(f"{COMMAND_LINE}: ", "")
             raise WeightsError(
-                f"{checkpoint} was saved by another version of avcap-zoo ({note.get('version')}): {_one_line(error)}"
+                f"{checkpoint} was saved by another version of avcap-zoo ({note.get('version')}): {reason}"
             ) from error
         arguments = [base, *arguments]
     settings = _parse_or_explain(arguments)
     wanted = settings.clone()
     wanted.data = None  # its settings are read below; a folder of data is not needed here
-    system = _parser().instantiate_classes(wanted).model
+    system = _parser().instantiate(wanted).model
     if not isinstance(system, CaptionSystem):
         raise CommandLineError(f"{type(system).__name__} does not caption; wanted a system that does")
     system.configure_model()
@@ -159,13 +160,9 @@ def _parser() -> CaptionArgumentParser:
 _TRAINER_KEYS = ("seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
 
 
-def _parse(arguments: Sequence[str]) -> Namespace:
-    return _parser().parse_args(list(arguments))
-
-
 def _parse_or_explain(arguments: Sequence[str]) -> Namespace:
     try:
-        return _parse(arguments)
+        return _parser().parse_args(list(arguments))
     except ParserRefusalError as error:
         if 'Key "model" is required' in str(error) or not arguments:
             raise CommandLineError(
@@ -206,7 +203,3 @@ def _decoding(
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

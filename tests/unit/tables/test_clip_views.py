@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         load_model(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(WeightsError, match="holds no LAVCap, found a file that is not ours"):
+    with pytest.raises(WeightsError, match="was not saved by avcap-zoo"):
         load_model(path)
 
 
