@@ -6,6 +6,7 @@ Importing the package imports no torch; systems, data modules and metrics are im
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH, not installed
 __all__ = ["__version__", "load"]
 
 
-def load(checkpoint: str | None = None, **options: Any) -> Captioner:
+def load(checkpoint: str | PathLike[str] | None = None, **options: Any) -> Captioner:
     """A trained system, ready to caption: `avcap_zoo.load("best.ckpt").caption(["a.mp4"])`.
 
     Args:

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from PIL import Image
 from torch import Tensor
 
 from avcap_zoo.batch import Batch
@@ -130,6 +132,27 @@ def test_checkpoint_holds_what_was_trained_and_refuses_another_base(
         WeightsError, match=r"does not fit the configured LAVCap: .*unknown: model\.fusion\.logit_scale"
     ):
         tiny_trainer(tmp_path / "fourth").test(wrong, datamodule=tiny_data(scenes_root), ckpt_path=path)
+
+
+def test_the_look_inside_shows_frames_also_of_cached_features(scenes_root: Path, tmp_path: Path) -> None:
+    heights = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        data = tiny_data(scenes_root)
+        data.setup("validate")
+        if cached:
+            folder = tmp_path / "features"
+            (folder / "val").mkdir(parents=True)
+            for index in range(len(data.records("val"))):
+                np.save(folder / f"val/{data.records('val')[index].clip_id}.npy", np.ones((4, 32), np.float32))
+            data.use_feature_folder(folder, "visual")
+        run = tmp_path / f"cached_{cached}"
+        tiny_trainer(run, limit_val_batches=1).validate(tiny_lavcap(), datamodule=data, verbose=False)
+        (path,) = (run / "figures").glob("inside-*.png")
+        with Image.open(path) as picture:
+            heights.append(picture.size)
+    assert heights[0] == heights[1]
+    assert heights[0][1] > 700  # frames, spectrogram and plan
 
 
 def test_validation_test_and_predict_write_scores_and_captions(scenes_root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`avcap caption`: caption files with a trained system.
+"""`avcap caption`: caption files with a trained system; docs/caption.md shows its use.
 
 Exit codes: 0 every clip has its caption, 1 some could not be read (they are named, the others are captioned; the same
 command tries them again), 2 the command cannot be used as given.

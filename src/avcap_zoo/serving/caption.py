@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | PathLike[str] | None = None,
         configs: Sequence[str | Path] = (),
         *,
         device: Device = "auto",

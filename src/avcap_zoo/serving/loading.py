@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from avcap_zoo.weights.fingerprint import fingerprint
 
 OWN_SYSTEMS = "avcap_zoo.systems."
 """Classes that a checkpoint may name by itself; others must be named by the user, because importing runs code."""
+_TRAINER_KEYS = ("seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
 _DECODING = ("sample_rate_hz", "num_frames", "image_size_px")
 
 
@@ -51,7 +54,7 @@ class Loaded:
 
 
 def load_system(
-    checkpoint: str | Path | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     configs: Sequence[str | Path] = (),
     *,
     num_frames: int | None = None,
@@ -82,7 +85,7 @@ def load_system(
         try:
             _parse_or_explain([base])
         except CommandLineError as error:
-            reason = str(error).replace(f"{COMMAND_LINE}: ", "")
+            reason = re.sub(rf"{COMMAND_LINE}(:\d+)?: ", "", str(error))
             raise WeightsError(
                 f"{checkpoint} was saved by another version of avcap-zoo ({note.get('version')}): {reason}"
             ) from error
@@ -157,23 +160,20 @@ def _parser() -> CaptionArgumentParser:
     return parser
 
 
-_TRAINER_KEYS = ("seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
-
-
 def _parse_or_explain(arguments: Sequence[str]) -> Namespace:
     try:
         return _parser().parse_args(list(arguments))
     except ParserRefusalError as error:
-        if 'Key "model" is required' in str(error) or not arguments:
+        if str(error).endswith("are required: model"):
             raise CommandLineError(
                 "no model given, wanted --checkpoint FILE, or -c FILE with a model for systems that need no training"
             ) from error
-        known = {"config": Any, "model": System, "data": CaptionDataModule, "trainer": Trainer}
+        known: dict[str, Any] = {"model": System, "data": CaptionDataModule, "trainer": Trainer}
         raise CommandLineError(
             explain(
                 arguments,
                 str(error),
-                known=known | dict.fromkeys(_TRAINER_KEYS, Any),
+                known=known | dict.fromkeys(_TRAINER_KEYS, str | int | float | bool | None),
                 bases={"model": System, "data": CaptionDataModule},
             )
         ) from error

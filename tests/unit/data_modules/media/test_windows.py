@@ -12,6 +12,7 @@ from avcap_zoo.data_modules.media import audio
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.video import read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
+from avcap_zoo.errors import MediaError
 from tests.unit.data_modules.media_files import RATE_HZ, encode, numbered_frames, numbers_of, write_sound
 
 
@@ -44,7 +45,7 @@ def test_a_part_of_a_coded_sound_is_that_part_of_the_whole(tmp_path: Path, windo
 def test_a_long_sound_is_read_in_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "MAX_DURATION_S", 2.0)
     path = write_sound(tmp_path / "a.wav", chirp())
-    with pytest.raises(audio.MediaError, match="holds more than"):
+    with pytest.raises(MediaError, match="holds more than"):
         read_audio(path, RATE_HZ, "a")
     assert len(read_audio(path, RATE_HZ, "a", (4.0, 5.0))) == RATE_HZ
 
