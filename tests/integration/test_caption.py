@@ -25,7 +25,7 @@ from avcap_zoo.cli.main import avcap
 from avcap_zoo.errors import AvcapError, MediaError, WeightsError
 from avcap_zoo.serving.loading import load_system
 from avcap_zoo.systems.base import CHECKPOINT_KEY
-from avcap_zoo.systems.lavcap.fusion import FusionKind
+from avcap_zoo.systems.lavcap.fusion_kinds import FusionKind
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
 from tests.unit.cli.running import call, write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,10 @@ def look_at(model: LAVCapModel, batch: Batch, fused: FusedTokens) -> list[ClipIn
     encoder = model.audio_settings.encoder
     shift_s = encoder.frame_shift_ms / 1000
     plans = None if fused.log_plan is None else fused.log_plan.exp().float().cpu().numpy()
+    token_s = PATCH_SIZE * shift_s
+    if plans is not None and model.fusion.settings.recipe.qformer is not None:
+        # What a Q-Former says is in order of time and spread evenly, over the padding, too.
+        token_s *= encoder.target_length // PATCH_SIZE / plans.shape[2]
     frames = None if batch.frames is None else batch.frames.cpu().numpy()
     masks = None if batch.frame_mask is None else batch.frame_mask.cpu().numpy()
     hears = model.fusion.settings.needs_audio and batch.waveform is not None and batch.num_samples is not None
@@ -63,9 +68,9 @@ def look_at(model: LAVCapModel, batch: Batch, fused: FusedTokens) -> list[ClipIn
     clips = []
     for row in range(len(batch)):
         num_columns = max(1, min(lengths[row], encoder.target_length))
-        num_tokens = -(-num_columns // PATCH_SIZE)
+        num_tokens = math.ceil(num_columns * shift_s / token_s - 1e-6) if hears else None
         real = slice(None) if masks is None else masks[row]
-        plan = None if plans is None else plans[row][real, : num_tokens if hears else None]
+        plan = None if plans is None else plans[row][real, :num_tokens]
         clips.append(
             ClipInside(
                 duration_s=int(batch.num_samples[row]) / SAMPLE_RATE_HZ if batch.num_samples is not None else None,
@@ -73,7 +78,7 @@ def look_at(model: LAVCapModel, batch: Batch, fused: FusedTokens) -> list[ClipIn
                 spectrogram=None if spectrograms is None else spectrograms[row, :num_columns].T,
                 spectrogram_end_s=num_columns * shift_s if hears else 0.0,
                 plan=plan,
-                plan_end_s=0.0 if plan is None else plan.shape[1] * PATCH_SIZE * shift_s,
+                plan_end_s=0.0 if plan is None else plan.shape[1] * token_s,
             )
         )
     return clips
