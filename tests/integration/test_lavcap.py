@@ -151,7 +151,7 @@ def test_the_look_inside_shows_frames_also_of_cached_features(scenes_root: Path,
         (path,) = (run / "figures").glob("inside-*.png")
         with Image.open(path) as picture:
             pictures.append(np.asarray(picture))
-    assert np.array_equal(*pictures)
+    assert np.array_equal(pictures[0], pictures[1])
     assert pictures[0].shape[0] > 560  # frames, spectrogram and plan
 
 
