@@ -93,7 +93,7 @@ def test_htsat(case: Case) -> None:
     load_strictly(htsat.model, {**own, **htsat_to_clap_audio(case.weights)}, case.name)
     seen: dict[str, Tensor] = {}
     encoder = htsat.model.audio_encoder
-    encoder.patch_embed.register_forward_hook(lambda _m, inputs, output: seen.update(image=inputs[0], patch_embed=output))
+    encoder.patch_embed.register_forward_hook(lambda _m, given, output: seen.update(image=given[0], patch_embed=output))
     for index, layer in enumerate(encoder.layers):
         layer.register_forward_hook(lambda _m, _i, output, index=index: seen.update({f"layer{index}_out": output[0]}))
     with torch.no_grad():
@@ -124,9 +124,12 @@ def test_wavcaps(case: Case) -> None:
         )
     ).eval()
     load_wavcaps_tensors(model, case.weights, case.name)
-    assert float(model.temperature) == pytest.approx(info["temp"])
+    assert model.temperature.item() == pytest.approx(info["temp"])
     rows = model.token_rows(info["texts"])
-    want = [row[mask.bool()].tolist() for row, mask in zip(case.tensors["input_ids"], case.tensors["attention_mask"])]  # noqa: B905
+    want = [
+        row[mask.bool()].tolist()
+        for row, mask in zip(case.tensors["input_ids"], case.tensors["attention_mask"], strict=True)
+    ]
     assert rows == want
     num_samples = torch.full((len(waveform),), waveform.shape[1])
     with torch.no_grad():

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avcap_zoo.backbones.audio.htsat import HTSAT, HTSATSettings, audio_config
+from avcap_zoo.backbones.audio.htsat import HTSAT, KEY, HTSATSettings, audio_config
 from avcap_zoo.backbones.language import word_piece_tokenizer
-from avcap_zoo.backbones.pretrained import load_pretrained
+from avcap_zoo.backbones.pretrained import build_config, load_pretrained
 from avcap_zoo.errors import ConfigError, DataError, ShapeError, first_line, hub_error
 from avcap_zoo.ops.fbank import decibels, mel_spectrogram, num_centred_frames
 from avcap_zoo.ops.windows import choose_starts, cut_windows, mean_direction, repeat_whole, round_to_int16
@@ -152,9 +152,7 @@ class AudioTextModel(nn.Module, ABC):
                 raise DataError(f"a text to embed is {text!r}, wanted a string")
         if not texts:
             return []
-        rows: list[list[int]] = self.tokenizer(
-            list(texts), truncation=True, max_length=self.max_text_tokens
-        ).input_ids
+        rows: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_tokens).input_ids
         return rows
 
     def encode_rows(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -169,7 +167,7 @@ class AudioTextModel(nn.Module, ABC):
         return F.normalize(self.encode_ids(ids, mask).float(), dim=1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 unit vectors of N texts, which may be empty strings. What the encoder sees twice is encoded once.
+        """(N, D) float32 unit vectors of N texts; a text may be empty. What the encoder sees twice is encoded once.
 
         Raises:
             DataError: an entry is not a string.
@@ -229,7 +227,7 @@ class WavCapsCLAP(AudioTextModel):
         if settings.tokenizer is None:
             keys.setdefault("vocab_size", len(self.tokenizer))
             keys.setdefault("pad_token_id", self.tokenizer.pad_token_id)
-        config = BertConfig(**keys)
+        config = build_config(BertConfig, keys, f"{KEY}.text")
         _check_text_encoder(self.tokenizer, config.vocab_size, config.max_position_embeddings, self.max_text_tokens)
         self.text_encoder = BertModel(config, add_pooling_layer=False)
         self.audio_proj = _projection(self.audio_encoder.embed_dim, settings.embed_dim)
@@ -280,9 +278,9 @@ class CLAPSettings:
 class CLAP(AudioTextModel):
     """transformers' ClapModel with its front end, batched and on the device.
 
-    A short clip is repeated as often as it fits, then followed by zeros. Unfused models hear one window. Fused ones also
-    hear long clips: the whole at reduced speed, and three chunks. The released code draws the chunks at random; here
-    each is the middle one of its third, so that a clip has one embedding.
+    A short clip is repeated as often as it fits, then followed by zeros. Unfused models hear one window. Fused ones
+    also hear long clips: the whole at another speed, and three chunks. The released code draws the chunks at random;
+    here each is the middle one of its third, so that a clip has one embedding.
 
     Args:
         settings: see `CLAPSettings`.
@@ -296,7 +294,7 @@ class CLAP(AudioTextModel):
 
     def __init__(self, settings: CLAPSettings) -> None:
         super().__init__()
-        key = "model.init_args.audio_text.source"
+        key = f"{KEY}.source"
         if settings.source is None:
             self.tokenizer, self.model, front_end = _clap_from_config(settings.config)
         else:
@@ -384,41 +382,38 @@ def fuse_views(level: Tensor, num_frames: Tensor, size: int) -> Tensor:
     # Bilinear, corners not aligned.
     at = ((place + 0.5) * (frames / size) - 0.5).clamp_min(0.0)
     low = at.floor().long()
-    share = (at - low)[:, :, None]
+    between = (at - low)[:, :, None]
     rows = torch.arange(len(level), device=level.device)[:, None]
     last = torch.minimum(frames - 1, torch.full_like(frames, level.shape[1] - 1))
-    whole = torch.lerp(level[rows, torch.minimum(low, last)], level[rows, torch.minimum(low + 1, last)], share)
+    whole = torch.lerp(level[rows, torch.minimum(low, last)], level[rows, torch.minimum(low + 1, last)], between)
     views = [whole]
-    num_starts = frames - size + 1
-    for third in range(NUM_CHUNKS):
-        # As np.array_split: the first parts take what is left over. An empty part starts at 0.
-        length = (num_starts + NUM_CHUNKS - 1 - third).div(NUM_CHUNKS, rounding_mode="floor")
-        before = sum(
-            ((num_starts + NUM_CHUNKS - 1 - k).div(NUM_CHUNKS, rounding_mode="floor") for k in range(third)),
-            torch.zeros_like(num_starts),
-        )
-        start = torch.where(length > 0, before + length.div(2, rounding_mode="floor"), 0)
+    # Possible starts in three parts, the first ones longer by what is left over (np.array_split).
+    share, rest = (frames - size + 1) // NUM_CHUNKS, (frames - size + 1) % NUM_CHUNKS
+    for part in range(NUM_CHUNKS):
+        length = share + (part < rest)
+        start = torch.where(length > 0, part * share + rest.clamp_max(part) + length // 2, 0)
         views.append(level[rows, torch.minimum(start + place, last)])
     return torch.stack(views, dim=1)
 
 
 def _clap_from_config(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Tokenizer, model with random weights, and front end."""
-    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 
+    key = f"{KEY}.config"
     if unknown := sorted(set(config) - {"text", "audio", "front_end", "embed_dim"}):
-        raise ConfigError(f"CLAP config: unknown keys {', '.join(unknown)}; known: text, audio, front_end, embed_dim")
+        raise ConfigError(f"{key}: unknown {', '.join(unknown)}; known are text, audio, front_end and embed_dim")
     tokenizer = _tokenizer(None)
     text = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **config.get("text", {})}
     front_end = ClapFeatureExtractor(**{"frequency_min": 50, **config.get("front_end", {})})
-    audio = audio_config(front_end.feature_size, config.get("audio", {}))
+    audio = audio_config(front_end.feature_size, config.get("audio", {}), f"{key}.audio")
     fused = audio.enable_fusion
     front_end.truncation = "fusion" if fused else "rand_trunc"
     if fused:
         audio.fusion_type = audio.fusion_type or "aff_2d"
-    whole = ClapConfig(
-        text_config=text, audio_config=audio.to_dict(), projection_dim=config.get("embed_dim", 512)
-    )
+    text_config = build_config(ClapTextConfig, text, f"{key}.text")
+    embed_dim = config.get("embed_dim", 512)
+    whole = ClapConfig(text_config=text_config.to_dict(), audio_config=audio.to_dict(), projection_dim=embed_dim)
     return tokenizer, ClapModel(whole), front_end
 
 
@@ -438,7 +433,7 @@ def _tokenizer(source: str | None) -> Any:
         return tokenizer
     from transformers import BertTokenizerFast
 
-    key = "model.init_args.audio_text.tokenizer"
+    key = f"{KEY}.tokenizer"
     with hub_error(source, key):
         try:
             return BertTokenizerFast.from_pretrained(source)

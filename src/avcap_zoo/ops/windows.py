@@ -84,9 +84,7 @@ def choose_starts(
     return starts
 
 
-def cut_windows(
-    waveform: Tensor, num_samples: Tensor, starts: Sequence[Sequence[int]], window_samples: int
-) -> Windows:
+def cut_windows(waveform: Tensor, num_samples: Tensor, starts: Sequence[Sequence[int]], window_samples: int) -> Windows:
     """Cut the windows out of a batch.
 
     Args:

@@ -60,7 +60,7 @@ def wavcaps_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors: official names.
 
     Returns:
-        Names of `backbones.audio_text.WavCapsCLAP`, without the constants that it computes. Unknown names are passed on.
+        Names of `WavCapsCLAP`, without the constants that it computes. Unknown names are passed on.
     """
     htsat = {name[len(_HTSAT) :]: value for name, value in tensors.items() if name.startswith(_HTSAT)}
     ours = {f"audio_encoder.model.{name}": value for name, value in htsat_to_clap_audio(htsat).items()}

@@ -11,8 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avcap_zoo.errors import ConfigError, ShapeError, first_line
+from avcap_zoo.backbones.pretrained import build_config
+from avcap_zoo.errors import ConfigError, ShapeError
 from avcap_zoo.ops.fbank import decibels, mel_spectrogram
+
+KEY = "model.init_args.audio_text"
+"""Where a configuration holds the settings, for messages."""
 
 
 @dataclass
@@ -55,14 +59,14 @@ class HTSAT(nn.Module):
         from transformers import ClapAudioModel
 
         self.settings = settings
-        self.model = ClapAudioModel(audio_config(settings.num_mel_bins, settings.config))
+        self.model = ClapAudioModel(audio_config(settings.num_mel_bins, settings.config, f"{KEY}.audio.config"))
         self.embed_dim: int = self.model.config.hidden_size
         self.window_samples = round(settings.window_s * settings.sample_rate_hz)
         frames = 1 + self.window_samples // settings.hop_length
         room = self.model.config.spec_size**2 // settings.num_mel_bins
         if not 1 <= frames <= room:
             raise ConfigError(
-                f"HTSAT: window_s {settings.window_s:g} gives {frames} frames, spec_size "
+                f"{KEY}.audio: window_s {settings.window_s:g} gives {frames} frames, spec_size "
                 f"{self.model.config.spec_size} has room for 1 to {room}"
             )
 
@@ -105,26 +109,25 @@ class HTSAT(nn.Module):
         return pooled
 
 
-def audio_config(num_mel_bins: int, keys: dict[str, Any]) -> Any:
-    """transformers' ClapAudioConfig, the width of whose last layer follows from that of the first.
+def audio_config(num_mel_bins: int, keys: dict[str, Any], key: str) -> Any:
+    """Transformers' ClapAudioConfig, the width of whose last layer follows from that of the first.
 
     Args:
         num_mel_bins: F.
         keys: of ClapAudioConfig.
+        key: config key that they stand under, for the message.
 
     Raises:
-        ConfigError: unknown keys, or values it refuses.
+        ConfigError: unknown keys, or values that do not fit.
     """
     from transformers import ClapAudioConfig
 
-    known = set(ClapAudioConfig().to_dict())
-    if unknown := sorted(set(keys) - known):
-        raise ConfigError(f"HTSAT config: unknown keys {', '.join(unknown)} (those of transformers' ClapAudioConfig)")
-    try:
-        config = ClapAudioConfig(**{**keys, "num_mel_bins": num_mel_bins})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"HTSAT config: {first_line(error)}") from error
+    config = build_config(ClapAudioConfig, {**keys, "num_mel_bins": num_mel_bins}, key)
+    if len(config.depths) != len(config.num_attention_heads):
+        raise ConfigError(
+            f"{key}: depths has {len(config.depths)} entries, num_attention_heads {len(config.num_attention_heads)}"
+        )
     config.hidden_size = config.patch_embeds_hidden_size * 2 ** (len(config.depths) - 1)
     if config.spec_size % num_mel_bins:
-        raise ConfigError(f"HTSAT config: spec_size {config.spec_size} is not a multiple of num_mel_bins {num_mel_bins}")
+        raise ConfigError(f"{key}: spec_size {config.spec_size} is no multiple of num_mel_bins {num_mel_bins}")
     return config
