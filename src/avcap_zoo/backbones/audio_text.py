@@ -11,6 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from avcap_zoo.backbones.audio.htsat import HTSAT, KEY, HTSATSettings, audio_config
 from avcap_zoo.backbones.language import word_piece_tokenizer
 from avcap_zoo.backbones.pretrained import build_config, load_pretrained
-from avcap_zoo.errors import ConfigError, DataError, ShapeError, first_line, hub_error
+from avcap_zoo.errors import ConfigError, DataError, ShapeError, hub_error
 from avcap_zoo.ops.fbank import decibels, mel_spectrogram, num_centred_frames
 from avcap_zoo.ops.windows import choose_starts, cut_windows, mean_direction, repeat_whole, round_to_int16
 
@@ -431,14 +432,12 @@ def _tokenizer(source: str | None) -> Any:
             single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
         )
         return tokenizer
-    from transformers import BertTokenizerFast
+    from transformers import AutoTokenizer, BertTokenizerFast
 
-    key = f"{KEY}.tokenizer"
-    with hub_error(source, key):
-        try:
-            return BertTokenizerFast.from_pretrained(source)
-        except TypeError as error:  # transformers 4: a folder without a vocabulary
-            raise ValueError(first_line(error)) from error
+    # AutoTokenizer wants more than a vocab.txt; BertTokenizerFast makes an empty tokenizer of a source it cannot find.
+    bare = (Path(source) / "vocab.txt").is_file() and not (Path(source) / "tokenizer.json").is_file()
+    with hub_error(source, f"{KEY}.tokenizer"):
+        return (BertTokenizerFast if bare else AutoTokenizer).from_pretrained(source)
 
 
 def _check_text_encoder(tokenizer: Any, vocabulary_size: int, positions: int, max_text_tokens: int) -> None:
@@ -448,7 +447,9 @@ def _check_text_encoder(tokenizer: Any, vocabulary_size: int, positions: int, ma
         ConfigError: what does not fit.
     """
     if tokenizer.pad_token_id is None:
-        raise ConfigError(f"{tokenizer.name_or_path}: the tokenizer has no pad token")
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no pad token")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path!r} has no words: its vocabulary file is empty")
     if len(tokenizer) > vocabulary_size:
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} entries, the text encoder "
