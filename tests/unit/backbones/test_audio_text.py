@@ -84,6 +84,20 @@ def sounds(*lengths: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return waveform.clamp(-1, 1), torch.tensor(lengths)
 
 
+def shapes_seen(model: AudioTextModel, method: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what the method is given from now on, call by call."""
+    shapes: list[tuple[int, ...]] = []
+    encode = getattr(model, method)
+
+    def noting(first: Tensor, second: Tensor) -> Tensor:
+        shapes.append(tuple(first.shape))
+        encoded: Tensor = encode(first, second)
+        return encoded
+
+    monkeypatch.setattr(model, method, noting)
+    return shapes
+
+
 # -- what all of them do -------------------------------------------------------------------------------------------
 
 
@@ -135,11 +149,9 @@ def test_texts(models: dict[str, AudioTextModel], kind: str) -> None:
 @torch.no_grad()
 def test_a_text_is_encoded_once(models: dict[str, AudioTextModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = models["wavcaps"]
-    sizes: list[int] = []
-    encode = model.encode_ids
-    monkeypatch.setattr(model, "encode_ids", lambda ids, mask: sizes.append(len(ids)) or encode(ids, mask))
+    sizes = shapes_seen(model, "encode_ids", monkeypatch)
     model.embed_texts(["Dog", "cat", "dog", "DOG", "cat"])
-    assert sizes == [2]
+    assert sizes == [(2, 5)]  # "cat" is three pieces
 
 
 @torch.no_grad()
@@ -193,11 +205,7 @@ def test_long_clips_by_policy(models: dict[str, AudioTextModel]) -> None:
 @torch.no_grad()
 def test_all_windows_in_one_call(models: dict[str, AudioTextModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = models["wavcaps"]
-    shapes: list[tuple[int, ...]] = []
-    encode = model.encode_audio
-    monkeypatch.setattr(
-        model, "encode_audio", lambda wave, count: shapes.append(tuple(wave.shape)) or encode(wave, count)
-    )
+    shapes = shapes_seen(model, "encode_audio", monkeypatch)
     model.embed_clips(*sounds(40_000, 10_000, 16_001), ["a", "b", "c"], CropSettings("windows_mean"))
     assert shapes == [(6, WINDOW)]
 
