@@ -37,7 +37,6 @@ class Case:
         want = self.tensors[name]
         assert got.shape == want.shape
         difference = float((got - want).abs().max())
-        print(f"{self.name} {name}: off by {difference:.2e}")  # noqa: T201  shown by pytest -s
         assert difference <= tolerance, f"{self.name}: {name} is off by {difference:.3g}"
 
 

@@ -1,7 +1,7 @@
 """Audio-text models: one space for sounds and sentences, in which near means alike.
 
 `WavCapsCLAP` is HTSAT with BERT as WavCaps released it; `CLAP` is any model that transformers knows as ClapModel
-(LAION's, fused and unfused). AudioCLIP is left out: its ESResNeXt and its learned spectrogram exist in no library that
+(LAION's, fused and unfused). AudioCLIP is left out: its ESResNeXt and its learned spectrogram are in no library that
 we build on, and its published rows were made with keywords encoded letter by letter.
 """
 
@@ -45,6 +45,7 @@ class AudioTextModel(nn.Module, ABC):
     """What can embed sounds and texts in one space.
 
     A subclass sets the attributes, encodes windows of sound in `encode_audio` and rows of token ids in `encode_ids`.
+    Put it in evaluation mode: batch normalisation and dropout would make embeddings depend on the batch.
 
     Attributes:
         sample_rate_hz: of the sound.
@@ -93,8 +94,10 @@ class AudioTextModel(nn.Module, ABC):
                 f"waveform is {tuple(waveform.shape)}, num_samples {tuple(num_samples.shape)}; wanted (clips, samples) "
                 f"with at least one sample, and (clips,)"
             )
+        if len(waveform) == 0:
+            return torch.zeros(0, self.embed_dim, device=self.device)
         if not self.hears_long_clips:
-            longest = int(num_samples.max()) if len(num_samples) else 0
+            longest = int(num_samples.max())
             if longest > self.window_samples:
                 raise ShapeError(
                     f"a clip has {longest} samples, the model hears {self.window_samples} at once: use embed_clips"
@@ -301,7 +304,7 @@ class CLAP(AudioTextModel):
         else:
             from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-            self.model = load_pretrained(ClapModel, settings.source, key)
+            self.model = load_pretrained(ClapModel, settings.source, key).float()
             with hub_error(settings.source, key):
                 self.tokenizer = AutoTokenizer.from_pretrained(settings.source)
                 front_end = ClapFeatureExtractor.from_pretrained(settings.source)
@@ -406,7 +409,8 @@ def _clap_from_config(config: dict[str, Any]) -> tuple[Any, Any, Any]:
         raise ConfigError(f"{key}: unknown {', '.join(unknown)}; known are text, audio, front_end and embed_dim")
     tokenizer = _tokenizer(None)
     text = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **config.get("text", {})}
-    front_end = ClapFeatureExtractor(**{"frequency_min": 50, **config.get("front_end", {})})
+    sound = {"frequency_min": 50, **config.get("front_end", {})}
+    front_end = build_config(ClapFeatureExtractor, sound, f"{key}.front_end")
     audio = audio_config(front_end.feature_size, config.get("audio", {}), f"{key}.audio")
     fused = audio.enable_fusion
     front_end.truncation = "fusion" if fused else "rand_trunc"
@@ -455,5 +459,8 @@ def _check_text_encoder(tokenizer: Any, vocabulary_size: int, positions: int, ma
             f"the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} entries, the text encoder "
             f"{vocabulary_size}: they do not belong together"
         )
-    if max_text_tokens > positions:
-        raise ConfigError(f"max_text_tokens is {max_text_tokens}, the text encoder has {positions} positions")
+    if not 2 < max_text_tokens <= positions:
+        raise ConfigError(
+            f"max_text_tokens is {max_text_tokens}; wanted at least 3 (two are special), and at most the "
+            f"{positions} positions of the text encoder"
+        )

@@ -50,14 +50,15 @@ def build_config(config_class: Any, keys: dict[str, Any], key: str) -> Any:
     """Make a transformers config. transformers itself would keep a misspelt key and use the default of the right one.
 
     Args:
-        config_class: transformers config class.
+        config_class: transformers config class, or a feature extractor's.
         keys: its keys and their values; the rest has its defaults.
         key: config key that they stand under, for the message.
 
     Raises:
         ConfigError: unknown keys, all of them named, or a value that the class refuses.
     """
-    if unknown := sorted(name for name in keys if not hasattr(config_class(), name)):
+    default = config_class()
+    if unknown := sorted(name for name in keys if not hasattr(default, name)):
         raise ConfigError(f"{key}: {config_class.__name__} has no {', '.join(unknown)}")
     try:
         return config_class(**keys)

@@ -105,8 +105,8 @@ def cut_windows(waveform: Tensor, num_samples: Tensor, starts: Sequence[Sequence
             f"{len(starts)} clips; wanted (clips, samples) and one entry per clip"
         )
     device = waveform.device
-    clip = torch.tensor([index for index, row in enumerate(starts) for _ in row], device=device)
-    start = torch.tensor([place for row in starts for place in row], device=device)
+    clip = torch.tensor([index for index, row in enumerate(starts) for _ in row], dtype=torch.long, device=device)
+    start = torch.tensor([place for row in starts for place in row], dtype=torch.long, device=device)
     padded = F.pad(waveform.float(), (0, max(0, window_samples - waveform.shape[1])))
     place = start[:, None] + torch.arange(window_samples, device=device)
     cut = padded[clip[:, None], place.clamp_max(padded.shape[1] - 1)]

@@ -110,7 +110,7 @@ class HTSAT(nn.Module):
 
 
 def audio_config(num_mel_bins: int, keys: dict[str, Any], key: str) -> Any:
-    """Transformers' ClapAudioConfig, the width of whose last layer follows from that of the first.
+    """A ClapAudioConfig of transformers, the width of whose last layer follows from that of the first.
 
     Args:
         num_mel_bins: F.
