@@ -178,7 +178,8 @@ def mel_spectrogram(
             mel_scale=mel_scale,
             area_normalised=area_normalised,
         )
-        return power @ filters.to(waveform.device)
+        energies: Tensor = power @ filters.to(waveform.device)
+        return energies
 
 
 def _reflected(waveform: Tensor, width: int, num_samples: Tensor | None) -> Tensor:

@@ -157,11 +157,14 @@ def test_mel_filters(scale: MelScale) -> None:
 
 
 def test_the_two_scales_have_their_published_points() -> None:
-    # A filter bank's only peak lies half way on the mel scale: HTK (700 Hz), Slaney (1 kHz = mel 15).
-    for scale, high_hz, middle_hz in (("htk", 8000.0, 1767.8), ("slaney", 2000.0, 1000.0)):
-        mel = mel_filters(1, 1 << 14, RATE_HZ, 0.0, high_hz, mel_scale=scale)  # type: ignore[arg-type]
-        if scale == "slaney":  # 2 kHz is mel 15 + 27 ln 2 / ln 6.4; half of it lies on the straight part
-            middle_hz = (15 + 27 * math.log(2) / math.log(6.4)) / 2 * 200 / 3
+    # The only peak lies half way on the mel scale.
+    # Slaney: 2 kHz is mel 15 + 27 ln 2 / ln 6.4, half of which lies on the straight part.
+    points: tuple[tuple[MelScale, float, float], ...] = (
+        ("htk", 8000.0, 700 * (math.sqrt(1 + 8000 / 700) - 1)),
+        ("slaney", 2000.0, (15 + 27 * math.log(2) / math.log(6.4)) / 2 * 200 / 3),
+    )
+    for scale, high_hz, middle_hz in points:
+        mel = mel_filters(1, 1 << 14, RATE_HZ, 0.0, high_hz, mel_scale=scale)
         assert float(mel.argmax()) * RATE_HZ / (1 << 14) == pytest.approx(middle_hz, abs=1.0)
 
 

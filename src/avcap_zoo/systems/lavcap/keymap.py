@@ -1,7 +1,9 @@
 """Official state-dict names to ours: CED checkpoints and the released LAVCap model.
 
-Dropped, and why: `front_end.*` (spectrogram constants; `ops.fbank` computes them), `output_layer.*` / `outputlayer.*`
-(CED's classifier, unused by LAVCap), `*.rotary_emb.inv_freq` (a constant that transformers recomputes).
+Dropped, and why: `front_end.0.{spectrogram.window,mel_scale.fb}` (constants; `ops.fbank` computes them),
+`output_layer.{0,1}.*` / `outputlayer.{0,1}.*` (CED's classifier, unused by LAVCap; `CEDTagger` reads it),
+`*.rotary_emb.inv_freq` (a constant that transformers recomputes). Every other name without a place in our model is
+passed on as it is, so that strict loading reports it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE, CEDSettings
 
-_DROPPED = re.compile(r"(^|\.)(front_end|output_?layer)\.|\.rotary_emb\.inv_freq$")
+_FRONT_END = r"(^|\.)front_end\.0\.(spectrogram\.window|mel_scale\.fb)$"
+_CLASSIFIER = r"(^|\.)output_?layer\.[01]\.(weight|bias)$"
+DROPPED = re.compile(rf"{_FRONT_END}|{_CLASSIFIER}|\.rotary_emb\.inv_freq$")
 _LAVCAP_PREFIXES = (
     ("audio_encoder.base_model.model.", "audio_encoder."),
     ("llama_decoder.base_model.model.", "language.model."),
@@ -40,21 +44,31 @@ def ced_to_encoder(tensors: Mapping[str, Tensor], settings: CEDSettings) -> dict
     """
     ours: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if _DROPPED.search(name):
+        if DROPPED.search(name):
             continue
         renamed = name.replace("init_bn.1.", "init_bn.")
-        if ".qkv." in renamed:
+        if ".qkv." in renamed and value.ndim and value.shape[0] == 3 * settings.embed_dim:
             for part, third in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
                 ours[renamed.replace("qkv", part)] = third
         else:
             ours[renamed] = value
     wanted = settings.target_length // PATCH_SIZE
     positions = ours.get("time_pos_embed")
-    if positions is not None and positions.shape[-1] < wanted:
-        ours["time_pos_embed"] = F.interpolate(positions.float(), size=(1, wanted), mode="bilinear")
-    elif positions is not None:
+    if positions is not None and positions.ndim == 4:
+        if positions.shape[3] < wanted:
+            positions = F.interpolate(positions.float(), size=(1, wanted), mode="bilinear")
         ours["time_pos_embed"] = positions[..., :wanted]
     return ours
+
+
+def ced_to_tagger(tensors: Mapping[str, Tensor], settings: CEDSettings) -> dict[str, Tensor]:
+    """The same with the classifier: names of `backbones.audio.ced.CEDTagger`."""
+    head = {
+        re.sub(r"^output_?layer\.", "head.", name): value
+        for name, value in tensors.items()
+        if re.search(_CLASSIFIER, name)
+    }
+    return head | {f"encoder.{name}": value for name, value in ced_to_encoder(tensors, settings).items()}
 
 
 def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +82,7 @@ def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     ours: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if _DROPPED.search(name):
+        if DROPPED.search(name):
             continue
         renamed = "fusion.logit_scale" if name == "logit_scale" else name
         for official, mine in _LAVCAP_PREFIXES:
