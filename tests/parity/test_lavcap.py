@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pytest
@@ -15,6 +16,7 @@ from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.ops.fbank import kaldi_fbank, normalised_fbank
 from avcap_zoo.ops.optimal_transport import LossConvention, alignment_logits, alignment_loss, sinkhorn_log_plan
+from avcap_zoo.systems.base import OptimizerSettings, learning_rate_share
 from avcap_zoo.systems.lavcap.fusion import LARGEST_LOGIT_SCALE, Fusion, FusionSettings
 from avcap_zoo.systems.lavcap.keymap import ced_to_encoder, ced_to_tagger, lavcap_to_model
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
@@ -132,6 +134,26 @@ def test_ced_checkpoint_conversion(case: GoldenCase) -> None:
     encoder = CED(settings).eval()
     load_strictly(encoder, converted, case.name)
     case.check("tokens", encoder(case["spec"]).flatten(1, 2))
+
+
+@case_of("lr_schedule_")
+def test_released_learning_rates(case: GoldenCase) -> None:
+    config = case.config
+    total = config["max_epoch"] * config["iters_per_epoch"]
+    cuda = OptimizerSettings(
+        lr=config["init_lr"],
+        warmup_start_share=config["warmup_start_lr"] / config["init_lr"],
+        schedule="cosine",
+        decay_from="start",
+        min_lr_share=config["min_lr"] / config["init_lr"],
+    )
+    gaudi = OptimizerSettings(lr=config["init_lr"], warmup_start_share=0.0, schedule="linear")
+    for name, settings, warmup in (
+        ("warmup_cosine", cuda, config["warmup_epochs"] * config["iters_per_epoch"]),
+        ("warmup_linear", gaudi, math.ceil(config["warmup_ratio"] * total)),
+    ):
+        rates = [settings.lr * learning_rate_share(step, total, warmup, settings) for step in range(total)]
+        case.check(name, torch.tensor(rates, dtype=torch.float64))
 
 
 def front_end_of(case: GoldenCase, *, range_over: Literal["clip", "batch"]) -> Tensor:
