@@ -221,11 +221,11 @@ class System(LightningModule):
         """Names of the tensors that a checkpoint holds: trained, moving, or without another home."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         homeless = tuple(f"{name}." for name in self.self_made_modules())
-        parameters = dict(self.named_parameters())
+        moving = {name for name, _ in self.named_buffers()}  # not the scales of a quantised layer
         return {
             name
             for name in self.state_dict()
-            if name in trained or name.startswith(homeless or ("\0",)) or name not in parameters
+            if name in trained or name.startswith(homeless or ("\0",)) or name in moving
         }
 
     def frozen_fingerprint(self) -> str:

@@ -195,7 +195,7 @@ def test_classes_of_short_and_long_clips(pooling: Pooling) -> None:
 
 def test_poolings_differ_as_they_should() -> None:
     waveform = torch.randn(2, 10_000)
-    found = {pooling: tagger(pooling)(waveform) for pooling in ("mean", "logit", "dm")}  # type: ignore[arg-type]
+    found = {pooling: tagger(pooling)(waveform) for pooling in ("mean", "logit", "dm")}
     torch.testing.assert_close(found["mean"], found["logit"].sigmoid())
     assert not torch.allclose(found["dm"], found["mean"])
 

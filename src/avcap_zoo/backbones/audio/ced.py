@@ -204,7 +204,8 @@ class CED(nn.Module):
             raise ShapeError(
                 f"spectrogram has {num_frames} frames, wanted {PATCH_SIZE} to {self.settings.target_length}"
             )
-        return self.encode_normed(self.norm_bins(spectrogram))
+        tokens: Tensor = self.encode_normed(self.norm_bins(spectrogram))
+        return tokens
 
     def norm_bins(self, spectrogram: Tensor) -> Tensor:
         """The input BatchNorm: (B, T, F) to (B, 1, F, T)."""
@@ -281,7 +282,8 @@ class CEDTagger(nn.Module):
         normed = F.pad(self.encoder.norm_bins(spectrogram), (0, -num_frames % longest))
         blocks = normed.unflatten(3, (-1, longest)).permute(3, 0, 1, 2, 4)  # (blocks, B, 1, F, target_length)
         outputs = self._pool(self.encoder.encode_normed(blocks.flatten(0, 1)))
-        return outputs.unflatten(0, blocks.shape[:2]).mean(dim=0)
+        averaged: Tensor = outputs.unflatten(0, blocks.shape[:2]).mean(dim=0)
+        return averaged
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """(B, classes) of (B, F', T', C) tokens."""
