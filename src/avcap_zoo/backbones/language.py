@@ -288,9 +288,14 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
     else:
         key = "model.init_args.language.source"
         model = load_pretrained(AutoModelForCausalLM, settings.source, key, **options)
-    if model.get_input_embeddings().num_embeddings < vocabulary_size:
-        # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to.
+    known = model.get_input_embeddings().num_embeddings
+    if known < vocabulary_size:
+        # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to. Zero, so that a
+        # base is the same base each time it is loaded.
         model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+        with torch.no_grad():
+            for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+                embeddings.weight[known:] = 0
     return model
 
 

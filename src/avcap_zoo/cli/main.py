@@ -42,6 +42,7 @@ TRAINER_VERBS = {
 }
 AVCAP_VERBS = TRAINER_VERBS | {
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
+    "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }
 

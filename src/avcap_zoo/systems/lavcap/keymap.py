@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE, CEDSettings
+from avcap_zoo.weights.conversion import Conversion
 
 _FRONT_END = r"(^|\.)front_end\.0\.(spectrogram\.window|mel_scale\.fb)$"
 _CLASSIFIER = r"(^|\.)output_?layer\.[01]\.(weight|bias)$"
 DROPPED = re.compile(rf"{_FRONT_END}|{_CLASSIFIER}|\.rotary_emb\.inv_freq$")
+_PEFT = ".base_model.model."
 _LAVCAP_PREFIXES = (
-    ("audio_encoder.base_model.model.", "audio_encoder."),
-    ("llama_decoder.base_model.model.", "language.model."),
+    (f"audio_encoder{_PEFT}", "audio_encoder."),
+    (f"llama_decoder{_PEFT}", "language.model."),
     ("llama_decoder.", "language.model."),
     ("speech_llama_proj.", "projector."),
     ("ln_aud.", "fusion.audio_norm."),
@@ -75,10 +77,10 @@ def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the state dict of a released LAVCap model.
 
     Args:
-        tensors: official names (spec section 11).
+        tensors: official names (spec section 11), with or without adapters.
 
     Returns:
-        Names of `LAVCapModel`.
+        Names of `LAVCapModel`. Unknown names are passed on, so that strict loading reports them.
     """
     ours: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -91,3 +93,26 @@ def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 break
         ours[renamed.replace("init_bn.1.", "init_bn.")] = value
     return ours
+
+
+def model_to_lavcap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back. A part with adapters gets peft's prefix, as the released classes wrap it.
+
+    Args:
+        tensors: names of `LAVCapModel` without its vision encoder, which official checkpoints never hold.
+    """
+    adapted = {name.split(".")[0] for name in tensors if ".lora_" in name}
+    official: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        renamed = "logit_scale" if name == "fusion.logit_scale" else name
+        for prefix, mine in _LAVCAP_PREFIXES:
+            if renamed.startswith(mine) and (_PEFT not in prefix or mine.split(".")[0] in adapted):
+                renamed = prefix + renamed[len(mine) :]
+                break
+        official[re.sub(r"(^|\.)init_bn\.", r"\1init_bn.1.", renamed)] = value
+    return official
+
+
+CONVERSION = Conversion(
+    to_ours=lavcap_to_model, to_official=model_to_lavcap, dropped=DROPPED, ours_alone=re.compile(r"^vision_encoder\.")
+)
