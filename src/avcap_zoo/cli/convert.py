@@ -68,7 +68,7 @@ def write_ours(system: System, conversion: Conversion, file: Path, out: Path) ->
     Raises:
         WeightsError: the file cannot be read or does not fit.
     """
-    import lightning.pytorch
+    from importlib.metadata import version
 
     from avcap_zoo.systems.base import CHECKPOINT_KEY
     from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
@@ -79,7 +79,7 @@ def write_ours(system: System, conversion: Conversion, file: Path, out: Path) ->
     taken, repeated = conversion.take(official, system.model.state_dict(), held, str(file))
     dropped = {name: tensor for name, tensor in official.items() if conversion.dropped.search(name)}
     checkpoint: dict[str, Any] = {
-        "pytorch-lightning_version": lightning.pytorch.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
         "global_step": 0,
         "state_dict": {f"model.{name}": tensor for name, tensor in taken.items()},
