@@ -184,7 +184,7 @@ def test_names_that_do_not_fit_are_listed_at_once(
     released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = dict(released.trained_and_buffers)
-    wrong["speech_Qformer.bert.x"] = wrong.pop("logit_scale")
+    wrong["speech_projector.x"] = wrong.pop("logit_scale")
     wrong["speech_llama_proj.weight"] = wrong["speech_llama_proj.weight"].T.contiguous()
     torch.save({"model": wrong}, tmp_path / "wrong.pth")
     refused = convert(capsys, released, tmp_path / "wrong.pth", tmp_path / "out.ckpt")
@@ -193,7 +193,7 @@ def test_names_that_do_not_fit_are_listed_at_once(
     for part in (
         "wrong.pth does not fit the configured model",
         "1 missing: fusion.logit_scale",
-        "1 unknown: speech_Qformer.bert.x",
+        "1 unknown: speech_projector.x",
         "1 other shape: projector.weight (",
     ):
         assert part in line

@@ -2,8 +2,8 @@
 
 Dropped, and why: `front_end.0.{spectrogram.window,mel_scale.fb}` (constants; `ops.fbank` computes them),
 `output_layer.{0,1}.*` / `outputlayer.{0,1}.*` (CED's classifier, unused by LAVCap; `CEDTagger` reads it),
-`*.rotary_emb.inv_freq` (a constant that transformers recomputes). Every other name without a place in our model is
-passed on as it is, so that strict loading reports it.
+`*.rotary_emb.inv_freq` (a constant that transformers recomputes), the text branch of a Q-Former (`backbones.qformer`).
+Every other name without a place in our model is passed on as it is, so that strict loading reports it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE, CEDSettings
+from avcap_zoo.backbones.qformer import TEXT_BRANCH, from_blip2_names, to_blip2_name
 from avcap_zoo.weights.conversion import Conversion
 
 _FRONT_END = r"(^|\.)front_end\.0\.(spectrogram\.window|mel_scale\.fb)$"
 _CLASSIFIER = r"(^|\.)output_?layer\.[01]\.(weight|bias)$"
-DROPPED = re.compile(rf"{_FRONT_END}|{_CLASSIFIER}|\.rotary_emb\.inv_freq$")
+_TEXT_OF_QFORMER = rf"^speech_Qformer\.(cls\.|bert\.(.*\.)?({TEXT_BRANCH.pattern}))"
+DROPPED = re.compile(rf"{_FRONT_END}|{_CLASSIFIER}|\.rotary_emb\.inv_freq$|{_TEXT_OF_QFORMER}")
+_QUERIES, _QFORMER = "speech_query_tokens", "speech_Qformer.bert."
+_OUR_QFORMER = "fusion.windows.qformer."
 _PEFT = ".base_model.model."
 _LAVCAP_PREFIXES = (
     (f"audio_encoder{_PEFT}", "audio_encoder."),
@@ -28,6 +32,7 @@ _LAVCAP_PREFIXES = (
     ("speech_llama_proj.", "projector."),
     ("ln_aud.", "fusion.audio_norm."),
     ("ln_vis.", "fusion.visual_norm."),
+    ("cross_attn.", "fusion.cross_attention."),
 )
 
 
@@ -82,9 +87,10 @@ def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Names of `LAVCapModel`. Unknown names are passed on, so that strict loading reports them.
     """
-    ours: dict[str, Tensor] = {}
+    qformer = from_blip2_names(tensors, queries=_QUERIES, prefix=_QFORMER)
+    ours = {f"{_OUR_QFORMER}{name}": value for name, value in qformer.items()}
     for name, value in tensors.items():
-        if DROPPED.search(name):
+        if DROPPED.search(name) or name.startswith(_QFORMER) or name == _QUERIES:
             continue
         renamed = "fusion.logit_scale" if name == "logit_scale" else name
         for official, mine in _LAVCAP_PREFIXES:
@@ -105,6 +111,9 @@ def model_to_lavcap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     official: dict[str, Tensor] = {}
     for name, value in tensors.items():
         renamed = "logit_scale" if name == "fusion.logit_scale" else name
+        if name.startswith(_OUR_QFORMER):
+            own = name.removeprefix(_OUR_QFORMER)
+            renamed = _QUERIES if own == "queries" else to_blip2_name(own, _QFORMER)
         for prefix, mine in _LAVCAP_PREFIXES:
             if renamed.startswith(mine) and (_PEFT not in prefix or mine.split(".")[0] in adapted):
                 renamed = prefix + renamed[len(mine) :]

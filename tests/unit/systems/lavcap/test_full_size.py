@@ -15,6 +15,7 @@ from avcap_zoo.systems.lavcap.keymap import CONVERSION, ced_to_encoder, lavcap_t
 from avcap_zoo.systems.lavcap.module import LAVCap
 
 CONFIG = Path(__file__).parents[4] / "configs/lavcap.yaml"
+ROWS = CONFIG.parent / "tables/lavcap"
 # The public configurations of the two models that the file names.
 CLIP_VIT_L_14 = {
     "hidden_size": 1024,
@@ -36,12 +37,14 @@ LLAMA_2_7B = {
 }
 
 
-@pytest.fixture(scope="module")
-def system() -> LAVCap:
+def build(*overlays: Path) -> LAVCap:
     settings: dict[str, Any] = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     settings["audio"]["checkpoint"] = None
     settings["vision"] = {"source": None, "config": CLIP_VIT_L_14}
     settings["language"] |= {"source": None, "config": LLAMA_2_7B}
+    for overlay in overlays:
+        for part, values in yaml.safe_load(overlay.read_text())["model"]["init_args"].items():
+            settings[part] |= values
     parser = ArgumentParser()
     parser.add_class_arguments(LAVCap, "model")
     built = parser.instantiate_classes(parser.parse_object({"model": settings})).model
@@ -49,6 +52,46 @@ def system() -> LAVCap:
     with torch.device("meta"):
         built.configure_model()
     return built
+
+
+@pytest.fixture(scope="module")
+def system() -> LAVCap:
+    return build()
+
+
+ENCODER_LORA, DECODER_LORA, PROJECTOR, LOGIT_SCALE = 294_912, 4_194_304, 3_149_824, 1
+ENCODER = 85_712_527 - (2 * 768 + 768 * 527 + 527)  # CED-base without its classifier
+ATTENTION = 4 * (768 * 768 + 768)
+MLP = 2 * 768 * 3072 + 3072 + 768
+NORM = 2 * 768
+TRAINED = {
+    "audio_only": ENCODER_LORA + DECODER_LORA + PROJECTOR,
+    "concatenation": ENCODER_LORA + DECODER_LORA + PROJECTOR,
+    "concatenation_ot": ENCODER_LORA + DECODER_LORA + PROJECTOR + LOGIT_SCALE,
+    # Two layers of self-attention, cross-attention and feed-forward, each with its norm; the first norm; one query.
+    "qformer": ENCODER_LORA
+    + DECODER_LORA
+    + PROJECTOR
+    + LOGIT_SCALE
+    + 2 * (2 * ATTENTION + MLP + 3 * NORM)
+    + NORM
+    + 768,
+    "joint_encoder": ENCODER_LORA + DECODER_LORA + PROJECTOR + LOGIT_SCALE + ATTENTION + MLP + 3 * NORM,
+    "cross_attention": ENCODER_LORA + DECODER_LORA + PROJECTOR + LOGIT_SCALE + ATTENTION,
+    "encoder_full_decoder_frozen": ENCODER + PROJECTOR + LOGIT_SCALE,
+    "encoder_lora_decoder_frozen": ENCODER_LORA + PROJECTOR + LOGIT_SCALE,
+    "encoder_full_decoder_lora": ENCODER + DECODER_LORA + PROJECTOR + LOGIT_SCALE,
+    "prompt_1": 7_639_041,
+    "prompt_2": 7_639_041,
+}
+"""Trained parameters of every row of the paper's tables that has a file."""
+
+
+@pytest.mark.parametrize("row", sorted(path.stem for path in ROWS.glob("*.yaml")))
+def test_a_row_of_the_tables_trains_what_it_says(row: str) -> None:
+    model = build(ROWS / f"{row}.yaml").model
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINED[row]
+    assert hasattr(model, "vision_encoder") == (row != "audio_only")
 
 
 def test_trained_parameters_are_those_of_the_paper(system: LAVCap) -> None:
@@ -65,8 +108,7 @@ def test_trained_parameters_are_those_of_the_paper(system: LAVCap) -> None:
 
 def test_frozen_encoder_is_ced_base_without_its_classifier(system: LAVCap) -> None:
     frozen = sum(p.numel() for p in system.model.audio_encoder.parameters() if not p.requires_grad)
-    classifier = 2 * 768 + 768 * 527 + 527
-    assert frozen + classifier == 85_712_527
+    assert frozen == ENCODER
 
 
 def official_manifest() -> dict[str, tuple[int, ...]]:
@@ -141,6 +183,26 @@ def test_a_trained_file_of_the_released_code_has_every_name_that_ours_holds(syst
     assert official.keys() <= official_manifest().keys()
 
 
+def test_names_of_a_qformer_and_of_cross_attention_come_back() -> None:
+    official = {
+        name: torch.zeros(1)
+        for name in (
+            "speech_query_tokens",
+            "speech_Qformer.bert.embeddings.LayerNorm.weight",
+            "speech_Qformer.bert.encoder.layer.0.attention.self.query.weight",
+            "speech_Qformer.bert.encoder.layer.1.crossattention.self.key.bias",
+            "speech_Qformer.bert.encoder.layer.1.attention.output.LayerNorm.bias",
+            "speech_Qformer.bert.encoder.layer.0.intermediate_query.dense.weight",
+            "cross_attn.in_proj_weight",
+            "ln_aud.weight",
+        )
+    }
+    ours = lavcap_to_model(official)
+    assert all(name.startswith("fusion.") for name in ours)
+    assert CONVERSION.give(ours).keys() == official.keys()
+    assert not any(CONVERSION.dropped.search(name) for name in official)
+
+
 def test_dtypes(system: LAVCap) -> None:
     assert system.model.language.model.dtype == torch.bfloat16
     assert system.model.projector.weight.dtype == torch.float32
@@ -155,11 +217,15 @@ def test_dtypes(system: LAVCap) -> None:
         "front_end.0.mel_scale.fb",
         "front_end.0.spectrogram.window",
         "llama_decoder.base_model.model.model.layers.31.self_attn.rotary_emb.inv_freq",
+        "speech_Qformer.cls.predictions.bias",
+        "speech_Qformer.bert.embeddings.position_ids",
+        "speech_Qformer.bert.encoder.layer.1.output.dense.weight",
     ],
 )
 def test_what_is_dropped(name: str) -> None:
     assert lavcap_to_model({name: torch.zeros(1)}) == {}
     assert ced_to_encoder({name: torch.zeros(1)}, CEDSettings()) == {}
+    assert CONVERSION.dropped.search(name)
 
 
 @pytest.mark.parametrize("name", ["outputlayer.2.weight", "front_end.1.weight", "head.weight", "blocks.0.attn.qkv"])
