@@ -244,3 +244,18 @@ def test_commands_that_cannot_be_used(
     assert refused.code == code
     assert message in refused.err.splitlines()[-1]
     assert "Traceback" not in refused.err
+
+
+def test_a_released_model_without_transport_keeps_its_idle_scale_aside(
+    released: Released, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load(released.config.read_text())
+    settings["model"]["init_args"]["fusion"] = {"kind": "concatenation"}
+    plain = Released(released.folder, tmp_path / "plain.yaml", released.weights)
+    plain.config.write_text(yaml.safe_dump(settings))
+    official = released.trained_and_buffers
+    torch.save(official, tmp_path / "official.pth")
+    assert convert(capsys, plain, tmp_path / "official.pth", tmp_path / "ours.ckpt").code == 0
+    assert "model.fusion.logit_scale" not in torch.load(tmp_path / "ours.ckpt", weights_only=True)["state_dict"]
+    assert convert(capsys, plain, tmp_path / "ours.ckpt", tmp_path / "back.pth", "--reverse").code == 0
+    assert_equal(torch.load(tmp_path / "back.pth", weights_only=True)["model"], official)

@@ -77,7 +77,8 @@ def write_ours(system: System, conversion: Conversion, file: Path, out: Path) ->
     official = load_tensors(file)
     held = {name.removeprefix("model.") for name in system.checkpoint_names()}
     taken, repeated = conversion.take(official, system.model.state_dict(), held, str(file))
-    dropped = {name: tensor for name, tensor in official.items() if conversion.dropped.search(name)}
+    placed = conversion.give({**taken, **repeated})
+    dropped = {name: tensor for name, tensor in official.items() if name not in placed}
     checkpoint: dict[str, Any] = {
         "pytorch-lightning_version": version("lightning"),
         "epoch": 0,

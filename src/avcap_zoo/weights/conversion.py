@@ -26,13 +26,14 @@ class Conversion:
         to_ours: official state dict to names of our model. Names it does not know are passed on as they are, so that
             they are reported.
         to_official: the way back.
-        dropped: official names that have no place in our model and need none.
+        unused: our names that an official file may hold although its model does not use them; left out where our model
+            has no place for them.
         ours_alone: our names that have no place in official checkpoints.
     """
 
     to_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     to_official: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    dropped: re.Pattern[str] = NEVER
+    unused: re.Pattern[str] = NEVER
     ours_alone: re.Pattern[str] = NEVER
 
     def take(
@@ -53,7 +54,7 @@ class Conversion:
         Raises:
             WeightsError: missing, unknown and mis-shaped names, all at once; or another frozen base.
         """
-        ours = self.to_ours(official)
+        ours = {n: t for n, t in self.to_ours(official).items() if n in state or not self.unused.search(n)}
         wanted = {name: tuple(tensor.shape) for name, tensor in state.items() if name in held or name in ours}
         problems = compare_keys(wanted, ours)
         if problems:

@@ -123,5 +123,8 @@ def model_to_lavcap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 CONVERSION = Conversion(
-    to_ours=lavcap_to_model, to_official=model_to_lavcap, dropped=DROPPED, ours_alone=re.compile(r"^vision_encoder\.")
+    to_ours=lavcap_to_model,
+    to_official=model_to_lavcap,
+    unused=re.compile(r"^fusion\.logit_scale$"),  # the released kinds without an OT loss have one, too
+    ours_alone=re.compile(r"^vision_encoder\."),
 )
