@@ -277,9 +277,7 @@ class GuidedDecoder:
         Raises:
             ConfigError: a prompt leaves no room below `decoding_length`, or the model has too few positions.
         """
-        rows = [
-            [self.begin_token, *self.tokenizer(prompt, add_special_tokens=False).input_ids] for prompt in prompts
-        ]
+        rows = [[self.begin_token, *self.tokenizer(prompt, add_special_tokens=False).input_ids] for prompt in prompts]
         length = self.settings.decoding_length
         for clip, row in enumerate(rows):
             if len(row) >= length:
