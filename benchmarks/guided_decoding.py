@@ -3,12 +3,14 @@
     python benchmarks/guided_decoding.py [--rounds 3]
 
 Both run here, in turns, on the same random weights. A language model and a text encoder are built at the cost ratio of
-OPT-1.3B to BERT-base (per token, about 15 to 1): OPT 512 wide with 6 layers, BERT 128 wide with 6 layers. 45 candidates,
-prompts of 14 to 18 tokens, 20 tokens per caption, no end token, so that both do the same number of steps.
+OPT-1.3B to BERT-base (per token, about 15 to 1): OPT 512 wide with 6 layers, BERT 128 wide with 6 layers. 45
+candidates, prompts of 14 to 18 tokens, captions of 20 to 24, no end token, so that both do the same number of steps.
 
 Every word is one token for both models, and two for the language model, which knows it with and without a capital. So
 no text is cut at the text encoder's 30 tokens, none needs padding, and a few in a hundred are the same to it. Longer
 captions, from 28 word pieces on, would flatter us: there all 45 texts are the same.
+
+Two threads on a machine with other work wait for each other: set OMP_WAIT_POLICY=PASSIVE there.
 
 Claims: at least 1.6 times as fast for one clip on one thread, at least 3 times at 8 clips on two threads.
 """
