@@ -53,7 +53,7 @@ def messages(outcome: Outcome) -> list[str]:
         ),
         pytest.param(
             "model:\n  class_path: tests.unit.cli.toy.ToyDataModule\n",
-            "over.yaml:2: model.class_path: tests.unit.cli.toy.ToyDataModule is no CaptionSystem",
+            "over.yaml:2: model.class_path: tests.unit.cli.toy.ToyDataModule is no System",
             id="class of another kind",
         ),
         pytest.param(

@@ -34,7 +34,7 @@ from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
 from avcap_zoo.errors import ConfigError, MissingExtraError
-from avcap_zoo.systems.base import CaptionSystem
+from avcap_zoo.systems.base import System
 
 PARSER_MODE = "avcap_yaml"
 """jsonargparse's YAML, with short names replaced as each file is read."""
@@ -80,7 +80,7 @@ class CaptionCLI(LightningCLI):
 
     def __init__(self, prog: str, arguments: Sequence[str]) -> None:
         super().__init__(
-            CaptionSystem,
+            System,
             CaptionDataModule,
             save_config_callback=SaveSettings,
             save_config_kwargs={"overwrite": True},
@@ -105,7 +105,7 @@ class CaptionCLI(LightningCLI):
         into a ValueError about subtypes.
         """
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.add_argument("--model", type=CaptionSystem, required=True, sub_configs=True, help="The system to run.")
+        parser.add_argument("--model", type=System, required=True, sub_configs=True, help="The system to run.")
         parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True, help="The data set.")
 
     @override
@@ -126,7 +126,7 @@ class CaptionCLI(LightningCLI):
                     arguments[1:],
                     str(error),
                     known=self._top_level_types(arguments[0]),
-                    bases={"model": CaptionSystem, "data": CaptionDataModule},
+                    bases={"model": System, "data": CaptionDataModule},
                 )
             ) from error
 
@@ -134,7 +134,7 @@ class CaptionCLI(LightningCLI):
         hints = typing.get_type_hints(getattr(Trainer, verb))
         return {
             "config": Any,
-            "model": CaptionSystem,
+            "model": System,
             "data": CaptionDataModule,
             "trainer": Trainer,
             "seed_everything": bool | int,

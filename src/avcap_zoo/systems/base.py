@@ -1,4 +1,4 @@
-"""What all systems share: the steps, the optimizer, the scores, the checkpoints, the output files."""
+"""What everything that is trained shares: the steps, the optimizer, the checkpoints, pictures for the logger."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ from torch import Tensor, nn
 from avcap_zoo import __version__
 from avcap_zoo.batch import Batch, ClipSource, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
-from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import compare_keys
 
@@ -59,23 +56,6 @@ class OptimizerSettings:
 
 
 @dataclass
-class ScoreSettings:
-    """Which scores are computed when.
-
-    Args:
-        validation: after each validation; `cider` is needed by the shipped configs, which choose checkpoints by it.
-        test: after `lightning test`.
-        tokenizer: `auto`, `ptb` or `python`.
-        strict: a score that cannot be computed is an error instead of being left out.
-    """
-
-    validation: tuple[str, ...] = ("bleu", "rouge_l", "cider")
-    test: tuple[str, ...] = ("bleu", "rouge_l", "cider", "meteor", "spice")
-    tokenizer: Literal["auto", "ptb", "python"] = "auto"
-    strict: bool = False
-
-
-@dataclass
 class Requirements:
     """What a system needs of its data module.
 
@@ -88,34 +68,29 @@ class Requirements:
     modalities: tuple[Modality, ...] = field(default=("audio", "visual"))
 
 
-class CaptionSystem(LightningModule):
-    """Base of the systems. A subclass builds `self.model` in `configure_model` and gives four things.
+class System(LightningModule):
+    """Base of everything that Lightning runs here.
 
+    A subclass builds `self.model` in `configure_model` and gives
     - `requirements`: checked against the data module before anything runs;
-    - `training_loss(batch)`: losses by name; their sum is minimised;
-    - `caption(batch)`: one caption per clip;
-    - `decode_settings()`: recorded beside every predicted caption.
+    - `training_loss(batch)`: losses by name; their sum is minimised. A system that is not trained gives none.
 
-    Checkpoints hold the trained tensors, the buffers that move, and the fingerprint of what was frozen. Test and
-    predict write JSON lines into the run's folder.
+    Validation logs these losses; systems that caption score their captions instead (`captions.CaptionSystem`).
+    Checkpoints hold the trained tensors, the buffers that move, and the fingerprint of what was frozen.
 
     Args:
         optimizer: see `OptimizerSettings`.
-        scores: see `ScoreSettings`.
         init_args: all arguments of the subclass, for the checkpoint.
     """
 
     model: nn.Module
 
-    def __init__(self, optimizer: OptimizerSettings, scores: ScoreSettings, init_args: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
-        self.score_settings = scores
         self.init_args = {key: plain(value) for key, value in init_args.items()}
         self.strict_loading = False  # we check keys ourselves: frozen weights are left out on purpose
         self.prepared = False
-        self._scores: CaptionScores | None = None
-        self._rows: list[dict[str, Any]] = []
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
 
@@ -124,20 +99,13 @@ class CaptionSystem(LightningModule):
     def requirements(self) -> Requirements:
         """What the data module must give."""
 
-    @abstractmethod
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses by name, weighted; their sum is minimised."""
+        """Scalar losses by name, weighted; their sum is minimised.
 
-    @abstractmethod
-    def caption(self, batch: Batch) -> list[str]:
-        """One caption per clip of the batch."""
-
-    @abstractmethod
-    def decode_settings(self) -> dict[str, Any]:
-        """What the captions depend on beside the weights."""
-
-    def look_inside(self, batch: Batch) -> None:
-        """Log a picture of what the system does with the first validation batch; nothing by default."""
+        Raises:
+            ConfigError: this system is not trained by a loss.
+        """
+        raise ConfigError(f"{type(self).__name__} is not trained by a loss; use test or predict")
 
     # Steps
 
@@ -191,6 +159,16 @@ class CaptionSystem(LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
         return total
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the losses on the validation split: `val/loss` and its parts."""
+        if len(batch) == 0:
+            return
+        losses = self.training_loss(batch)
+        if len(losses) > 1:
+            self.log_dict({f"val/loss_{n}": v for n, v in losses.items()}, batch_size=len(batch), sync_dist=True)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self.log("val/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log learning rate and throughput."""
         started, clips = self._clock
@@ -200,72 +178,6 @@ class CaptionSystem(LightningModule):
             self._clock = (time.perf_counter(), 0)
             self.log("train/clips_per_s", rate, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, batch_size=len(batch))
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Caption and remember; look inside once per validation."""
-        self._caption_and_score(batch)
-        if batch_idx == 0 and len(batch) and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            self.look_inside(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Caption and remember."""
-        self._caption_and_score(batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
-        """Caption; references are not needed."""
-        captions = self.caption(batch) if len(batch) else []
-        self._rows += [{"id": i, "caption": c} for i, c in zip(batch.clip_ids, captions, strict=True)]
-        return captions
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last scores."""
-        self._start_scoring(self.score_settings.validation)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the last scores."""
-        self._start_scoring(self.score_settings.test)
-
-    def on_predict_epoch_start(self) -> None:
-        """Forget the last captions."""
-        self._rows = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Score the captions and show some of them."""
-        if self.trainer.sanity_checking or self._scores is None:
-            return
-        for name, value in self._scores.compute().items():
-            # The value is the same on every rank; sync_dist only keeps Lightning from warning.
-            self.log(f"val/{name}", value, prog_bar=name == "cider", sync_dist=True)
-        rank_zero_info("\n".join(self._sample_lines()))
-        self._log_text("val/captions", "  \n".join(self._sample_lines()))
-
-    def on_test_epoch_end(self) -> None:
-        """Score the captions; write `test_captions.jsonl` and `test_scores.json`."""
-        if self._scores is None:
-            return
-        scores = self._scores.compute()
-        self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
-        per_clip = self._scores.per_clip
-        rows = [{**row, "scores": per_clip.get(row["id"], {})} for row in self._gathered_rows()]
-        self._write_rows("test_captions.jsonl", rows)
-        data = getattr(self.trainer, "datamodule", None)
-        official = data.num_official("test") if isinstance(data, ClipSource) else len(rows)
-        summary = {
-            "scores": scores,
-            "missing_scores": self._scores.missing,
-            "tokenizer": self._scores.tokenizer_used,
-            "clips_scored": self._scores.num_clips,
-            "clips_official": official,
-            "clips_skipped": sorted(data.skipped.get("test", {})) if isinstance(data, ClipSource) else [],
-            **self._provenance(),
-        }
-        if self.trainer.is_global_zero:
-            (self._folder() / "test_scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-    def on_predict_epoch_end(self) -> None:
-        """Write `predictions.jsonl`: id, caption, decode settings, versions."""
-        provenance = self._provenance()
-        self._write_rows("predictions.jsonl", [{**row, **provenance} for row in self._gathered_rows()])
 
     # Optimizer
 
@@ -356,29 +268,6 @@ class CaptionSystem(LightningModule):
 
     # Output
 
-    def _start_scoring(self, names: tuple[str, ...]) -> None:
-        if self._scores is None or self._scores.metrics != names:
-            self._scores = CaptionScores(
-                names, tokenizer=self.score_settings.tokenizer, strict=self.score_settings.strict
-            )
-        self._scores.reset()
-        self._rows = []
-
-    def _caption_and_score(self, batch: Batch) -> None:
-        if len(batch) == 0:
-            return
-        captions = self.caption(batch)
-        if self._scores is not None:
-            self._scores.update(batch.clip_ids, captions, batch.captions)
-        rows = zip(batch.clip_ids, captions, batch.captions, strict=True)
-        self._rows += [{"id": i, "caption": c, "references": r} for i, c, r in rows]
-
-    def _sample_lines(self) -> list[str]:
-        lines = [f"after step {self.global_step}:"]
-        for row in self._rows[:_SHOWN_CAPTIONS]:
-            lines += [f"  {row['id']}  {row['caption']}", f"  {'':{len(row['id'])}}  ({row['references'][0]})"]
-        return lines
-
     def log_picture(self, name: str, pixels: NDArray[np.uint8]) -> None:
         """Write a (H, W, 3) picture to `figures/` in the run's folder and to loggers that take pictures."""
         from PIL import Image
@@ -397,34 +286,10 @@ class CaptionSystem(LightningModule):
             if hasattr(experiment, "add_text"):
                 experiment.add_text(name, text, self.global_step)
 
-    def _gathered_rows(self) -> list[dict[str, Any]]:
-        """Rows of all processes, each id once, in order of id."""
-        gathered = [self._rows]
-        if self.trainer.world_size > 1:
-            gathered = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self._rows)
-        unique = {row["id"]: row for rows in gathered for row in rows}
-        return [unique[key] for key in sorted(unique)]
-
-    def _write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        path = self._folder() / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        rank_zero_info(f"{len(rows)} captions written to {path}")
-
     def _folder(self) -> Path:
         folder = run_folder(self.trainer)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def _provenance(self) -> dict[str, Any]:
-        versions = {name: version(name) for name in ("lightning", "torch", "transformers")}
-        return {
-            "system": type(self).__name__,
-            "decode": self.decode_settings(),
-            "versions": {"avcap_zoo": __version__, **versions},
-        }
 
 
 def plain(value: Any) -> Any:

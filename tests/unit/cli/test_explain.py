@@ -19,18 +19,18 @@ from avcap_zoo.cli.explain import (
     wanted,
 )
 from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.systems.base import CaptionSystem
+from avcap_zoo.systems.base import System
 from tests.unit.cli.running import BASE, write
 from tests.unit.cli.toy import NeedySystem, ToyLanguage, ToySystem
 
 KNOWN: dict[str, Any] = {
     "config": Any,
-    "model": CaptionSystem,
+    "model": System,
     "data": CaptionDataModule,
     "trainer": Trainer,
     "seed_everything": bool | int,
 }
-BASES: dict[str, type] = {"model": CaptionSystem, "data": CaptionDataModule}
+BASES: dict[str, type] = {"model": System, "data": CaptionDataModule}
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ ARGS = "model.init_args"
         (["--model.beams", "-x"], f"{ARGS}.beams: found '-x', wanted int"),
         (
             ["--model", "tests.unit.cli.toy.ToyLanguage"],
-            "model.class_path: tests.unit.cli.toy.ToyLanguage is no CaptionSystem",
+            "model.class_path: tests.unit.cli.toy.ToyLanguage is no System",
         ),
         (["--trainer.max_step", "3"], "trainer.max_step: Trainer has no such argument; did you mean max_steps?"),
         (["--seed_everythin", "3"], "no such key seed_everythin; did you mean seed_everything?"),

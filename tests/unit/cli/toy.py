@@ -13,7 +13,8 @@ from torch import Tensor
 from avcap_zoo.batch import Batch, Split
 from avcap_zoo.data_modules.base import CaptionDataModule, ClipRecord, SplitIndex
 from avcap_zoo.errors import WeightsError
-from avcap_zoo.systems.base import CaptionSystem, OptimizerSettings, Requirements, ScoreSettings
+from avcap_zoo.systems.base import OptimizerSettings, Requirements
+from avcap_zoo.systems.captions import CaptionSystem, ScoreSettings
 
 
 @dataclass

@@ -1,11 +1,19 @@
-"""Learning-rate schedule and settings of the base system."""
+"""Learning-rate schedule, settings and losses of the base system."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from avcap_zoo.backbones.adapters import LoRASettings
-from avcap_zoo.systems.base import OptimizerSettings, learning_rate_share, plain
+from avcap_zoo.batch import Batch
+from avcap_zoo.errors import ConfigError
+from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, learning_rate_share, plain
 
 
 def test_warm_up_rises_linearly_to_the_peak() -> None:
@@ -34,3 +42,48 @@ def test_settings_become_plain_values() -> None:
     assert plain(LoRASettings(rank=3))["rank"] == 3
     assert plain(5) == 5
     assert plain(LoRASettings) is LoRASettings
+
+
+class TwoLosses(System):
+    """Trained by two losses, and captions nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(OptimizerSettings(), {})
+        self.model = nn.Linear(2, 1)
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(None, ())
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {"near": torch.tensor(1.0), "far": torch.tensor(float(len(batch)))}
+
+
+class Untrained(TwoLosses):
+    """Has no loss."""
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        return System.training_loss(self, batch)
+
+
+def batch_of(*ids: str) -> Batch:
+    return Batch(clip_ids=list(ids), captions=[["a"]] * len(ids), caption=["a"] * len(ids))
+
+
+class OneBatch(Dataset[Batch]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Batch:
+        return batch_of("x", "y", "z")
+
+
+def test_validation_of_a_system_without_captions_logs_its_losses(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
+    values = trainer.validate(TwoLosses(), DataLoader(OneBatch(), batch_size=None), verbose=False)[0]
+    assert values == {"val/loss_near": 1.0, "val/loss_far": 3.0, "val/loss": 4.0}
+
+
+def test_a_system_without_a_loss_says_so() -> None:
+    with pytest.raises(ConfigError, match="Untrained is not trained by a loss; use test or predict"):
+        Untrained().training_step(batch_of("x"), 0)

@@ -12,7 +12,8 @@ from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.batch import Batch
 from avcap_zoo.ops.heat_map import heat_map
-from avcap_zoo.systems.base import CaptionSystem, OptimizerSettings, Requirements, ScoreSettings
+from avcap_zoo.systems.base import OptimizerSettings, Requirements
+from avcap_zoo.systems.captions import CaptionSystem, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
 
