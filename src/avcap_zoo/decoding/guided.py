@@ -332,8 +332,9 @@ class GuidedDecoder:
             ids = state.logits.topk(settings.num_candidates, dim=1).indices
             lm_prob = state.logits.float().softmax(dim=1).gather(1, ids)
             texts = self._texts(state.clips, results, ids) if settings.beta > 0 or trace else []
-            asked = scorer is not None and settings.beta > 0
-            similarity = _ask(scorer, texts, state.clips, ids, step) if asked else None
+            similarity = None
+            if scorer is not None and settings.beta > 0:
+                similarity = _ask(scorer, texts, state.clips, ids, step)
             guidance = None if similarity is None else (settings.temperature * similarity).softmax(dim=1)
             ahead = self._read_candidates(state, ids) if settings.alpha > 0 else None
             degeneration = None if ahead is None else state.degeneration(ahead.hidden)
