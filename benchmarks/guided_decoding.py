@@ -12,7 +12,8 @@ captions, from 28 word pieces on, would flatter us: there all 45 texts are the s
 
 Two threads on a machine with other work wait for each other: set OMP_WAIT_POLICY=PASSIVE there.
 
-Claims, on the best of the rounds: at least 1.6 times as fast for one clip on one thread, at least 3 times at 8 clips on two threads.
+Claims, on the best of the rounds: at least 1.6 times as fast for one clip on one thread, at least 3 times at 8 clips on
+two threads.
 """
 
 from __future__ import annotations
