@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -256,7 +257,9 @@ class Captioner(nn.Module):
             pad_token_id=self.pad_id,
         )
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        with adapters_off(self.language_model):
+        with adapters_off(self.language_model), warnings.catch_warnings():
+            # Only new tokens count for repeated n-grams, which is what is wanted here.
+            warnings.filterwarnings("ignore", message=r"Passing `no_repeat_ngram_size` with `inputs_embeds`")
             ids: Tensor = self.language_model.generate(
                 inputs_embeds=embeds, attention_mask=mask, generation_config=config
             )

@@ -44,7 +44,9 @@ class ContrastModel(nn.Module):
         if keys is None:
             raise ConfigError(f"{key}.model: OpenCLIP has no {model!r}; open_clip.list_models() names all")
         try:
-            self.clip = open_clip.CLIP(**keys) if config else open_clip.create_model(model, load_weights=False)
+            self.clip = open_clip.CLIP(**keys) if config else open_clip.create_model(
+                model, load_weights=False, device=torch.get_default_device()
+            )
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"{key}.config: {first_line(error)}") from error
         if checkpoint is not None:
