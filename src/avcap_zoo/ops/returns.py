@@ -81,7 +81,14 @@ def whiten(
     return scaled.to(values.dtype)
 
 
-def token_weights(mask: Tensor, *, num_captions: int, num_tokens: int, reduction: Reduction = "caption") -> Tensor:
+def token_weights(
+    mask: Tensor,
+    *,
+    num_captions: int,
+    num_tokens: int,
+    reduction: Reduction = "caption",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Weight of every token in a loss over a whole batch, so that the parts of a batch add up to the whole.
 
     Args:
@@ -89,13 +96,14 @@ def token_weights(mask: Tensor, *, num_captions: int, num_tokens: int, reduction
         num_captions: sequences with a real token in the whole batch, over all processes.
         num_tokens: real tokens in the whole batch.
         reduction: `caption`: mean over sequences of the mean over tokens; `token`: mean over tokens.
+        dtype: of the result.
 
     Returns:
-        (B, T) float32, 0 at padding.
+        (B, T), 0 at padding.
     """
     if reduction == "token":
-        return mask.float() / max(num_tokens, 1)
-    return mask.float() / (mask.sum(dim=1, keepdim=True).clamp_min(1) * max(num_captions, 1))
+        return mask.to(dtype) / max(num_tokens, 1)
+    return mask.to(dtype) / (mask.sum(dim=1, keepdim=True).clamp_min(1) * max(num_captions, 1))
 
 
 def value_loss(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class ContrastModel(nn.Module):
     """A frozen OpenCLIP model with its tokenizer.
 
     Args:
-        model: name of an OpenCLIP architecture, such as ViT-bigG-14; ignored with `config`.
+        model: name of one of OpenCLIP's plain CLIP architectures, such as ViT-bigG-14; ignored with `config`.
         checkpoint: weight file, or one of OpenCLIP's names of published weights; None = random weights.
         config: embed_dim, vision_cfg and text_cfg of a model of any size.
         dtype: of the weights; embeddings come out in float32.
@@ -26,7 +26,7 @@ class ContrastModel(nn.Module):
 
     Raises:
         MissingExtraError: open_clip_torch is not installed.
-        ConfigError: no such architecture, or a config that builds no model.
+        ConfigError: no such architecture, or one that is no plain CLIP model.
         WeightsError: no such weights, or they do not fit.
     """
 
@@ -44,11 +44,10 @@ class ContrastModel(nn.Module):
         if keys is None:
             raise ConfigError(f"{key}.model: OpenCLIP has no {model!r}; open_clip.list_models() names all")
         try:
-            self.clip = open_clip.CLIP(**keys) if config else open_clip.create_model(
-                model, load_weights=False, device=torch.get_default_device()
-            )
+            self.clip = open_clip.CLIP(**keys)
         except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"{key}.config: {first_line(error)}") from error
+            what = "config" if config else "model"
+            raise ConfigError(f"{key}.{what}: no CLIP model can be made of it: {first_line(error)}") from error
         if checkpoint is not None:
             path = _weight_file(model, checkpoint, key)
             load_strictly(self.clip, load_tensors(path), str(path))

@@ -73,7 +73,7 @@ class VLRM(CaptionSystem):
         rewards: terms of the return by name.
         value_head: its shape.
         update: how an iteration becomes a step.
-        optimizer: of query tokens, Q-Former and projection.
+        policy_optimizer: of query tokens, Q-Former and projection.
         value_optimizer: of adapters and value head.
         generation: decoding outside training.
         scores: which scores are computed.
@@ -92,7 +92,7 @@ class VLRM(CaptionSystem):
         rewards: dict[str, RewardSettings],
         value_head: ValueHeadSettings,
         update: UpdateSettings,
-        optimizer: AdamSettings,
+        policy_optimizer: AdamSettings,
         value_optimizer: AdamSettings,
         generation: GenerationSettings,
         scores: ScoreSettings,
@@ -104,14 +104,17 @@ class VLRM(CaptionSystem):
             "rewards": {name: asdict(term) for name, term in rewards.items()},
             "value_head": value_head,
             "update": update,
-            "optimizer": optimizer,
+            "policy_optimizer": policy_optimizer,
             "value_optimizer": value_optimizer,
             "generation": generation,
             "scores": scores,
             "monitor": monitor,
         }
         common = OptimizerSettings(
-            lr=optimizer.lr, betas=optimizer.betas, weight_decay=0.0, warmup_steps=optimizer.warmup_steps
+            lr=policy_optimizer.lr,
+            betas=policy_optimizer.betas,
+            weight_decay=0.0,
+            warmup_steps=policy_optimizer.warmup_steps,
         )
         super().__init__(common, scores, arguments)
         self.automatic_optimization = False
@@ -124,7 +127,7 @@ class VLRM(CaptionSystem):
         self.rewards = rewards
         self.value_head = value_head
         self.update = update
-        self.part_optimizers = (optimizer, value_optimizer)
+        self.part_optimizers = (policy_optimizer, value_optimizer)
         self.generation = generation
         self.monitor = monitor
         self._shown: dict[str, Any] | None = None
@@ -204,7 +207,7 @@ class VLRM(CaptionSystem):
             ids = ", ".join(batch.clip_ids[:_NAMED_IDS]) + (", ..." if len(batch) > _NAMED_IDS else "")
             raise NonFiniteLossError(
                 f"not finite at step {self.global_step}: {', '.join(broken)} on clips {ids}; the weights are those of "
-                f"the step before. Lower model.init_args.optimizer.lr or look at these clips"
+                f"the step before. Lower model.init_args.policy_optimizer.lr or look at these clips"
             )
         threshold = self.update.gradient_clip_val
         for parameters in parts.values():

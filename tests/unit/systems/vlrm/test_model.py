@@ -189,7 +189,7 @@ def test_a_small_step_raises_the_probability_of_better_tokens(objective: Any) ->
     with torch.no_grad():
         for parameter in model.policy_parameters():
             if parameter.grad is not None:
-                parameter -= 1e-2 * parameter.grad / torch.nn.utils.get_total_norm([parameter.grad]).clamp_min(1e-6)
+                parameter.sub_(parameter.grad / parameter.grad.norm().clamp_min(1e-6), alpha=1e-2)
     after = model.policy_pass(rollout, advantages, counts, lambda loss: None)
     assert after.loss < before.loss
 
@@ -324,7 +324,7 @@ def test_pictures_are_needed() -> None:
     without = Batch(clip_ids=["x"], captions=[[]], caption=[""])
     with pytest.raises(ConfigError, match="needs pictures"):
         model.caption(without)
-    with pytest.raises(ShapeError, match="wanted .clips, 3, height, width. torch.uint8"):
+    with pytest.raises(ShapeError, match=r"wanted .clips, 3, height, width. torch.uint8"):
         model.captioner.encode_images(torch.zeros(1, 3, 16, 16))
 
 

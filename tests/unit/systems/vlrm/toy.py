@@ -91,10 +91,11 @@ def system(
     lr: float = 1e-2,
     **update: Any,
 ) -> VLRM:
-    adam = functools.partial(AdamSettings, lr=lr, warmup_steps=0)
+    # A large eps: where a gradient is 0 but for rounding, Adam would make a full step of its sign.
+    adam = functools.partial(AdamSettings, lr=lr, eps=1e-3, warmup_steps=0)
     return VLRM(
         **parts(rewards, **update),
-        optimizer=adam(),
+        policy_optimizer=adam(),
         value_optimizer=adam(),
         scores=ScoreSettings(validation=("bleu",), test=("bleu",), tokenizer="python"),
         monitor=monitor or MonitorSettings(every_n_steps=0),
