@@ -85,6 +85,7 @@ def seeded_system(**update: Any) -> VLRM:
 # -- a run ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resumed_run_is_bitwise_the_uninterrupted_one(scenes_root: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 6, "val_check_interval": 4, "check_val_every_n_epoch": None}
     fit(scenes_root, tmp_path / "whole", every=1, **options)
@@ -329,6 +330,7 @@ def work(rank: int, folder: str, port: int) -> None:
     torch.save({"tensors": trained_tensors(system), "logged": logged}, Path(folder) / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

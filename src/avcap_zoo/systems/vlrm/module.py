@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -161,6 +162,8 @@ class VLRM(CaptionSystem):
 
     def on_fit_start(self) -> None:
         """Let the rewards look at the training captions."""
+        # Lightning proposes to save the weights of before the step; a checkpoint of after it is what resumes.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         data = getattr(self.trainer, "datamodule", None)
         captions = data.training_captions if isinstance(data, ClipSource) else list
         for _, reward in self.model.reward_items():

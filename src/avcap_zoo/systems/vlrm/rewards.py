@@ -7,6 +7,7 @@ is a subclass named by its class path in the configuration.
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -110,9 +111,9 @@ class Reward(nn.Module):
     def prepare(self, training_captions: Callable[[], list[str]]) -> None:
         """Look at the training captions before the first step; nothing by default."""
 
+    @abstractmethod
     def measure(self, captions: SampledCaptions, captioner: Captioner) -> Tensor:
         """(B,) or (B, T) numbers of a part of the batch, or (B, ...) of what `finish` makes them from."""
-        raise TypeError(f"{type(self).__name__} must give measure(captions, captioner)")
 
     def finish(self, measured: Tensor, gather: Callable[[Tensor], tuple[Tensor, int]]) -> Tensor:
         """(B,) or (B, T) numbers of this process's whole batch.
