@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_IMAGE = 160
+_IMAGE = 200
 _WIDTH = 760
 _MARGIN = 8
 _LINE = 22
@@ -58,7 +58,7 @@ def draw_captions(rows: Sequence[ShownCaption]) -> NDArray[np.uint8]:
         top, bottom = float(place), place + _IMAGE - _LINE
         if row.before:
             words = [f"{word} " for word in f"before: {row.before}".split()]
-            top = _write(pen, font, words, None, (left, top), bottom - 2 * _LINE) + _LINE // 2
+            top = _write(pen, font, words, None, (left, top), top + 2 * _LINE) + _LINE // 2
         colours = [_colour(value, low, high) for value in row.returns]
         _write(pen, font, list(row.pieces), colours, (left, top), bottom)
     pen.text((_MARGIN, height - _LINE), f"return of each token: red {low:.2f}, green {high:.2f}", "black", font)
@@ -73,14 +73,14 @@ def _write(
     corner: tuple[float, float],
     bottom: float,
 ) -> float:
-    """Write pieces of text, each on its colour, breaking lines; returns where the next line would begin."""
+    """Write pieces of text, each on its colour, in lines that begin down to `bottom`; returns where the next begins."""
     x, y = corner
     for index, piece in enumerate(pieces):
         width = pen.textlength(piece, font)
         if x + width > _WIDTH - _MARGIN and x > corner[0]:
             x, y = corner[0], y + _LINE
         if y > bottom:
-            break
+            return y
         if colours is not None:
             pen.rectangle((x, y, x + width, y + _LINE - 4), fill=colours[index])
         pen.text((x, y), piece, "black", font)

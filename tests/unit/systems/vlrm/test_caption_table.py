@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 
 IMAGE = np.full((20, 30, 3), 7, dtype=np.uint8)
 
 
-def colours(picture: np.ndarray) -> set[tuple[int, ...]]:  # type: ignore[type-arg]
+def colours(picture: NDArray[np.uint8]) -> set[tuple[int, ...]]:
     return {tuple(int(v) for v in pixel) for pixel in picture.reshape(-1, 3)}
 
 
