@@ -1,4 +1,4 @@
-"""The embedded scenes as a data module: generate once, then read like AudioCaps."""
+"""The embedded scenes as data modules: generate once, then read like AudioCaps or COCO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from avcap_zoo.batch import Split
 from avcap_zoo.data_modules.audiocaps import AudioCapsDataModule
 from avcap_zoo.data_modules.base import SplitIndex
+from avcap_zoo.data_modules.coco import COCODataModule
 from avcap_zoo.data_modules.scenes.export import generate_scenes
 from avcap_zoo.errors import DataError, first_line
 
@@ -73,6 +74,54 @@ class ScenesDataModule(AudioCapsDataModule):
                 {key: seen[key] for key in ("label", "onset_s", "offset_s", "box")} for seen in known["objects"]
             ]
         return index
+
+
+class ScenePicturesDataModule(COCODataModule):
+    """Still pictures of the scenes with captions of what is seen, in COCO's files.
+
+    Each picture has five captions. The last and longest tells object, colour and place of everything and the
+    background; the others leave most of that out.
+
+    Args:
+        root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/scene_pictures`.
+        num_train: training pictures.
+        num_val: validation pictures.
+        num_test: test pictures.
+        scene_seed: of the generator.
+        scene_size_px: side of the generated pictures.
+        options: see `COCODataModule` and `CaptionDataModule`.
+    """
+
+    name = "scene_pictures"
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        num_train: int = 2000,
+        num_val: int = 100,
+        num_test: int = 300,
+        scene_seed: int = 0,
+        scene_size_px: int = 64,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, **options)
+        self.counts: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
+        self.scene_seed = scene_seed
+        self.scene_size_px = scene_size_px
+        self.scenes_root = self.root
+        self.root = self.scenes_root / "coco"
+
+    def prepare_data(self) -> None:
+        """Generate what is not there yet, then check the folder."""
+        generate_scenes(
+            self.scenes_root,
+            counts=self.counts,
+            formats=("coco",),
+            seed=self.scene_seed,
+            image_size_px=self.scene_size_px,
+        )
+        super().prepare_data()
 
 
 def _annotations(path: Path, split: Split) -> dict[str, dict[str, Any]]:

@@ -107,5 +107,19 @@ def hub_error(source: str, key: str) -> Iterator[None]:
     except (OSError, ValueError, UnpicklingError) as error:
         raise WeightsError(
             f"{key}: cannot load {source!r}: {first_line(error)} "
-            f"(give a local folder in transformers format, or a hub id you have access to)"
+            f"({how_to_get(source) or 'give a local folder in transformers format, or a hub id you have access to'})"
         ) from error
+
+
+def how_to_get(source: str) -> str:
+    """The command that makes a small model of ours; "" for any other file, and for one that is there.
+
+    What `configs/tiny/NAME.yaml` trains is saved as `runs/pretrained/NAME`, with or without suffix.
+
+    Args:
+        source: what a configuration names.
+    """
+    path = Path(source)
+    if path.exists() or path.parts[:-1] != ("runs", "pretrained"):
+        return ""
+    return f"make it: lightning fit -c configs/tiny/{path.stem}.yaml"

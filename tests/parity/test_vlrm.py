@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.adapters import LoRASettings
+from avcap_zoo.metrics.recall import RetrievalScores, recall_scores, retrieval_ranks
 from avcap_zoo.ops.returns import (
     Spread,
     mutual_choice,
@@ -170,6 +171,40 @@ def test_retrieval_term(case: dict[str, Tensor]) -> None:
     assert phi.dtype == torch.float32
     close(phi, case["phi_unbiased"], 1e-5)
     close((case["itm"] + 0.3 * phi).float(), case["sim"], 1e-5)
+
+
+RECALLED = ("image_embeds", "text_embeds", "rank", "rank_pessimistic")
+SHORT = ("mrr", "r1", "r5", "r10")
+
+
+def recall_cases() -> list[Any]:
+    found = []
+    for name in files_of("numeric"):
+        tensors = load_file(FOLDER / f"{name}.safetensors")
+        for key, case in manifest(name)["cases"].items():
+            if case["kind"] == "recall":
+                found.append(pytest.param(case, {n: tensors[f"{key}.{n}"] for n in RECALLED}, id=f"{name}-{key}"))
+    assert found, "no case of kind recall"
+    return found
+
+
+@pytest.mark.parametrize(("case", "tensors"), recall_cases())
+def test_clip_recall(case: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    images, texts = tensors["image_embeds"], tensors["text_embeds"]
+    wanted = {key: case[name] for key, name in zip(("mrr", "recall_1", "recall_5", "recall_10"), SHORT, strict=True)}
+    wanted |= {name: case[name] for name in ("mean_rank", "median_rank")}
+    for chunk_size in (1, 7, 1000):
+        ranks = retrieval_ranks(images, texts, chunk_size=chunk_size)
+        assert torch.equal(ranks, tensors["rank"])
+        got = recall_scores(ranks)
+        assert {name: got[name] for name in wanted} == pytest.approx(wanted, abs=1e-12)
+    assert not torch.equal(tensors["rank"], tensors["rank_pessimistic"])
+    gathered = RetrievalScores()
+    half = len(images) // 2
+    for rows in (slice(half, None), slice(half), slice(0, 2)):
+        ids = [str(row) for row in range(len(images))][rows]
+        gathered.update(ids, images[rows], texts[rows])
+    assert gathered.compute() == pytest.approx(got, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", files_of("numeric"))

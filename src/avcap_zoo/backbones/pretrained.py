@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from avcap_zoo.errors import ConfigError, WeightsError, first_line, hub_error
@@ -65,3 +67,20 @@ def build_config(config_class: Any, keys: dict[str, Any], key: str) -> Any:
     except Exception as error:  # newer versions check types, with errors of their own
         said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise ConfigError(f"{key}: {config_class.__name__}: {said}") from error
+
+
+def save_parts(folder: Path, *parts: Any) -> None:
+    """Write what parts save of themselves into one folder in transformers format, whole or not at all.
+
+    Args:
+        folder: replaced if it is there.
+        parts: models, tokenizers, front ends: anything with `save_pretrained`.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    if staging.exists():
+        shutil.rmtree(staging)
+    for part in parts:
+        part.save_pretrained(staging)
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)

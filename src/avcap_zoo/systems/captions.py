@@ -19,6 +19,7 @@ from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.systems.base import OptimizerSettings, System
 
+Stage = Literal["val", "test"]
 _SHOWN_CAPTIONS = 3
 
 
@@ -28,7 +29,8 @@ class ScoreSettings:
 
     Args:
         validation: after each validation; `cider` is needed by the shipped configs, which choose checkpoints by it.
-        test: after `lightning test`.
+            None at all, so that clips need no references, is [].
+        test: after `lightning test`; [] as above.
         tokenizer: `auto`, `ptb` or `python`.
         strict: a score that cannot be computed is an error instead of being left out.
     """
@@ -95,17 +97,29 @@ class CaptionSystem(System):
     def look_inside(self, batch: Batch) -> None:
         """Log a picture of what the system does with the first validation batch; nothing by default."""
 
+    def observe(self, batch: Batch, captions: list[str], stage: Stage) -> None:
+        """See each batch of validation or test with its captions, for `further_scores`; nothing by default."""
+
+    def further_scores(self, rows: list[dict[str, Any]], stage: Stage) -> dict[str, float]:
+        """Scores beside those of likeness to the references; none by default.
+
+        Args:
+            rows: `id`, `caption` and `references` of all clips, of all processes.
+            stage: `val` or `test`.
+        """
+        return {}
+
     # Steps
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember; look inside once per validation."""
-        self._caption_and_score(batch)
+        self._caption_and_score(batch, "val")
         if batch_idx == 0 and len(batch) and self.trainer.is_global_zero and not self.trainer.sanity_checking:
             self.look_inside(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember."""
-        self._caption_and_score(batch)
+        self._caption_and_score(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Caption; references are not needed."""
@@ -127,9 +141,11 @@ class CaptionSystem(System):
 
     def on_validation_epoch_end(self) -> None:
         """Score the captions and show some of them."""
-        if self.trainer.sanity_checking or self._scores is None:
+        if self.trainer.sanity_checking:
             return
-        for name, value in self._scores.compute().items():
+        scores = {} if self._scores is None else self._scores.compute()
+        scores |= self.further_scores(self._gathered_rows(), "val")
+        for name, value in scores.items():
             # The value is the same on every rank; sync_dist only keeps Lightning from warning.
             self.log(f"val/{name}", value, prog_bar=name == "cider", sync_dist=True)
         rank_zero_info("\n".join(self._sample_lines()))
@@ -137,20 +153,20 @@ class CaptionSystem(System):
 
     def on_test_epoch_end(self) -> None:
         """Score the captions; write `test_captions.jsonl` and `test_scores.json`."""
-        if self._scores is None:
-            return
-        scores = self._scores.compute()
+        gathered = self._gathered_rows()
+        scores = {} if self._scores is None else self._scores.compute()
+        scores |= self.further_scores(gathered, "test")
         self.log_dict({f"test/{name}": value for name, value in scores.items()}, sync_dist=True)
-        per_clip = self._scores.per_clip
-        rows = [{**row, "scores": per_clip.get(row["id"], {})} for row in self._gathered_rows()]
+        per_clip = {} if self._scores is None else self._scores.per_clip
+        rows = [{**row, "scores": per_clip.get(row["id"], {})} for row in gathered]
         self._write_rows("test_captions.jsonl", rows)
         data = getattr(self.trainer, "datamodule", None)
         official = data.num_official("test") if isinstance(data, ClipSource) else len(rows)
         summary = {
             "scores": scores,
-            "missing_scores": self._scores.missing,
-            "tokenizer": self._scores.tokenizer_used,
-            "clips_scored": self._scores.num_clips,
+            "missing_scores": {} if self._scores is None else self._scores.missing,
+            "tokenizer": None if self._scores is None else self._scores.tokenizer_used,
+            "clips_scored": len(rows),
             "clips_official": official,
             "clips_skipped": sorted(data.skipped.get("test", {})) if isinstance(data, ClipSource) else [],
             "data": data.describe_split("test") if isinstance(data, ClipSource) else None,
@@ -167,26 +183,30 @@ class CaptionSystem(System):
     # Output
 
     def _start_scoring(self, names: tuple[str, ...]) -> None:
-        if self._scores is None or self._scores.metrics != names:
-            self._scores = CaptionScores(
-                names, tokenizer=self.score_settings.tokenizer, strict=self.score_settings.strict
-            )
-        self._scores.reset()
+        if not names:
+            self._scores = None
+        elif self._scores is None or self._scores.metrics != names:
+            settings = self.score_settings
+            self._scores = CaptionScores(names, tokenizer=settings.tokenizer, strict=settings.strict)
+        if self._scores is not None:
+            self._scores.reset()
         self._rows = []
 
-    def _caption_and_score(self, batch: Batch) -> None:
+    def _caption_and_score(self, batch: Batch, stage: Stage) -> None:
         if len(batch) == 0:
             return
         captions = self.caption(batch)
         if self._scores is not None:
             self._scores.update(batch.clip_ids, captions, batch.captions)
+        self.observe(batch, captions, stage)
         rows = zip(batch.clip_ids, captions, batch.captions, strict=True)
         self._rows += [{"id": i, "caption": c, "references": r} for i, c, r in rows]
 
     def _sample_lines(self) -> list[str]:
         lines = [f"after step {self.global_step}:"]
         for row in self._rows[:_SHOWN_CAPTIONS]:
-            lines += [f"  {row['id']}  {row['caption']}", f"  {'':{len(row['id'])}}  ({row['references'][0]})"]
+            lines.append(f"  {row['id']}  {row['caption']}")
+            lines += [f"  {'':{len(row['id'])}}  ({reference})" for reference in row["references"][:1]]
         return lines
 
     def _gathered_rows(self) -> list[dict[str, Any]]:

@@ -91,8 +91,8 @@ class Captioner(nn.Module):
     def __init__(self, settings: CaptionerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.tokenizer = _load_tokenizer(settings)
-        self.blip = _load_blip(settings, self.tokenizer)
+        self.tokenizer = load_tokenizer(settings)
+        self.blip = load_blip(settings, self.tokenizer)
         if settings.weights is not None:
             self.load_partial(load_tensors(settings.weights), settings.weights)
         self.blip.requires_grad_(False)
@@ -298,7 +298,8 @@ class Captioner(nn.Module):
         return captioner_to_partial(self.blip.state_dict(), dtype)
 
 
-def _load_tokenizer(settings: CaptionerSettings) -> Any:
+def load_tokenizer(settings: CaptionerSettings) -> Any:
+    """The language model's tokenizer."""
     name = settings.tokenizer or settings.source
     if name is None:
         return word_piece_tokenizer()
@@ -308,7 +309,8 @@ def _load_tokenizer(settings: CaptionerSettings) -> Any:
         return AutoTokenizer.from_pretrained(name)
 
 
-def _load_blip(settings: CaptionerSettings, tokenizer: Any) -> Any:
+def load_blip(settings: CaptionerSettings, tokenizer: Any) -> Any:
+    """Blip2ForConditionalGeneration without dropout, as the settings say, in float32."""
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
     if settings.source is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
-from avcap_zoo.errors import ConfigError, WeightsError, first_line, require_extra
+from avcap_zoo.errors import ConfigError, WeightsError, first_line, how_to_get, require_extra
 from avcap_zoo.weights.load import load_strictly, load_tensors
 
 
@@ -66,6 +66,10 @@ class ContrastModel(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(B, C) float32 embeddings of (B, 3, H, W) uint8 images and of B texts, none of unit length yet."""
+        return self.embed(images, texts)
+
+    def embed(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The same with gradient."""
         weight = self.clip.token_embedding.weight
         pixels = normalise_images(images, self.image_size_px, self.mean.float(), self.std.float())
         seen = self.clip.encode_image(pixels.to(weight.dtype))
@@ -82,7 +86,8 @@ def _weight_file(model: str, checkpoint: str, key: str) -> Path:
     if not published:
         names = ", ".join(pretrained.list_pretrained_tags_by_model(model)) or "none"
         raise WeightsError(
-            f"{key}.checkpoint: {checkpoint!r} is neither a file nor a name of weights for {model} (there are: {names})"
+            f"{key}.checkpoint: {checkpoint!r} is neither a file nor a name of weights for {model} "
+            f"({how_to_get(checkpoint) or f'there are: {names}'})"
         )
     try:
         return Path(pretrained.download_pretrained(published))

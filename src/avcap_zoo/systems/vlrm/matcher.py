@@ -75,8 +75,8 @@ class Matcher(nn.Module):
     ) -> None:
         super().__init__()
         self.max_length = max_length
-        self.tokenizer = _load_tokenizer(tokenizer or source, key)
-        model = _load_model(source, config, checkpoint, len(self.tokenizer), key)
+        self.tokenizer = load_tokenizer(tokenizer or source, key)
+        model = load_matching_model(source, config, checkpoint, len(self.tokenizer), key)
         own = model.vision_model
         if tower is not None and (source or checkpoint) and _tower_print(own) != _tower_print(tower):
             raise WeightsError(
@@ -94,15 +94,7 @@ class Matcher(nn.Module):
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask of texts between [CLS] and [SEP], cut to the longest length."""
-        tokenizer = self.tokenizer
-        first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-        last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-        rows = [tokenizer(text, add_special_tokens=False).input_ids[: self.max_length - 2] for text in texts]
-        rows = [torch.tensor([first, *row, last]) for row in rows]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-        lengths = torch.tensor([len(row) for row in rows])
-        device = self.query_tokens.device
-        return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+        return encode_texts(self.tokenizer, texts, self.max_length, self.query_tokens.device)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, P, C) image tokens before the last layer norm, by the matcher's own tower."""
@@ -124,16 +116,43 @@ class Matcher(nn.Module):
         Returns:
             (B, Q, 2) for each query; index 1 = match. LAVIS averages them over the queries.
         """
-        tokens = self.norm(features.to(self.norm.weight.dtype))
-        queries = self.query_tokens.expand(len(ids), -1, -1)
-        num_queries = queries.shape[1]
-        embedded = self.embeddings(input_ids=ids, query_embeds=queries)
-        real = torch.cat([mask.new_ones(len(ids), num_queries), mask], dim=1).long()
-        output = self.qformer(
-            query_embeds=embedded, query_length=num_queries, attention_mask=real, encoder_hidden_states=tokens
-        ).last_hidden_state
-        logits: Tensor = self.itm_head(output[:, :num_queries].to(self.itm_head.weight.dtype))
-        return logits
+        return pair_logits(self, self.norm(features.to(self.norm.weight.dtype)), ids, mask)
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], max_length: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """(B, L) ids and mask of texts between [CLS] and [SEP], cut to `max_length` tokens."""
+    first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    rows = [tokenizer(text, add_special_tokens=False).input_ids[: max_length - 2] for text in texts]
+    rows = [torch.tensor([first, *row, last]) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+
+
+def pair_logits(model: Any, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits of image i with text i, with gradient.
+
+    Args:
+        model: has `query_tokens`, `embeddings`, `qformer` and `itm_head`: a `Matcher`, or transformers' model.
+        tokens: (B, P, C) image tokens after the last layer norm.
+        ids: (B, L).
+        mask: (B, L) bool.
+
+    Returns:
+        (B, Q, 2) for each query; index 1 = match.
+    """
+    queries = model.query_tokens.expand(len(ids), -1, -1)
+    num_queries = queries.shape[1]
+    embedded = model.embeddings(input_ids=ids, query_embeds=queries)
+    real = torch.cat([mask.new_ones(len(ids), num_queries), mask], dim=1).long()
+    output = model.qformer(
+        query_embeds=embedded, query_length=num_queries, attention_mask=real, encoder_hidden_states=tokens
+    ).last_hidden_state
+    logits: Tensor = model.itm_head(output[:, :num_queries].to(model.itm_head.weight.dtype))
+    return logits
 
 
 def _tower_print(tower: Any) -> str:
@@ -141,7 +160,8 @@ def _tower_print(tower: Any) -> str:
     return fingerprint({n: t for n, t in tower.state_dict().items() if not n.startswith("post_layernorm.")})
 
 
-def _load_tokenizer(name: str | None, key: str) -> Any:
+def load_tokenizer(name: str | None, key: str) -> Any:
+    """A tokenizer from a hub id or folder; the built-in word pieces without a name."""
     if name is None:
         return word_piece_tokenizer()
     from transformers import AutoTokenizer
@@ -150,9 +170,10 @@ def _load_tokenizer(name: str | None, key: str) -> Any:
         return AutoTokenizer.from_pretrained(name)
 
 
-def _load_model(
+def load_matching_model(
     source: str | None, config: dict[str, Any], checkpoint: str | None, vocabulary_size: int, key: str
 ) -> Any:
+    """Blip2ForImageTextRetrieval from a source, from a checkpoint for a config, or with random weights."""
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
     if source is not None:

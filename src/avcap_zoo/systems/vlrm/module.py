@@ -20,9 +20,10 @@ from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.errors import ConfigError, NonFiniteLossError
 from avcap_zoo.ops.returns import explained_variance, whiten
 from avcap_zoo.systems.base import CHECKPOINT_KEY, OptimizerSettings, Requirements
-from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
+from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings, Stage
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
+from avcap_zoo.systems.vlrm.evaluation import RecallJudge, RecallSettings, fluency, wording
 from avcap_zoo.systems.vlrm.model import PolicyPass, Rollout, UpdateSettings, VLRMModel
 from avcap_zoo.systems.vlrm.rewards import RewardSettings, make_reward
 from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
@@ -79,6 +80,7 @@ class VLRM(CaptionSystem):
         generation: decoding outside training.
         scores: which scores are computed.
         monitor: pictures for the logger.
+        recall: the CLIP model that captions are looked up with in tests; None = they are not.
 
     Source: Dzabraev, Kunitsyn, Ivaniuta, "VLRM: Vision-Language Models act as Reward Models for Image Captioning",
         arXiv 2404.01911.
@@ -98,6 +100,7 @@ class VLRM(CaptionSystem):
         generation: GenerationSettings,
         scores: ScoreSettings,
         monitor: MonitorSettings,
+        recall: RecallSettings | None = None,
     ) -> None:
         arguments = {
             "captioner": captioner,
@@ -110,6 +113,7 @@ class VLRM(CaptionSystem):
             "generation": generation,
             "scores": scores,
             "monitor": monitor,
+            "recall": recall,
         }
         common = OptimizerSettings(
             lr=policy_optimizer.lr,
@@ -131,6 +135,8 @@ class VLRM(CaptionSystem):
         self.part_optimizers = (policy_optimizer, value_optimizer)
         self.generation = generation
         self.monitor = monitor
+        self.recall = recall
+        self._judge: RecallJudge | None = None
         self._shown: dict[str, Any] | None = None
 
     @property
@@ -373,6 +379,36 @@ class VLRM(CaptionSystem):
         """Take the shown images and their first captions up again."""
         super().on_load_checkpoint(checkpoint)
         self._shown = checkpoint[CHECKPOINT_KEY].get("shown")
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last scores; load the judge if validation has one."""
+        super().on_validation_epoch_start()
+        self._load_judge("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last scores; load the judge."""
+        super().on_test_epoch_start()
+        self._load_judge("test")
+
+    def _load_judge(self, stage: Stage) -> None:
+        wanted = self.recall is not None and (stage == "test" or self.recall.validation)
+        self._judge = RecallJudge(self.recall, self.device) if self.recall is not None and wanted else None
+
+    def observe(self, batch: Batch, captions: list[str], stage: Stage) -> None:
+        """Let the judge see pictures and captions."""
+        if self._judge is not None:
+            self._judge.look_up(batch, captions)
+
+    def further_scores(self, rows: list[dict[str, Any]], stage: Stage) -> dict[str, float]:
+        """Recall of the captions' pictures, their wording, and how natural their text is to the language model."""
+        captions = [row["caption"] for row in rows]
+        scores = wording(captions) | {"fluency": fluency(self.model.captioner, captions)}
+        if self._judge is not None:
+            scores |= self._judge.scores.compute()
+            self._judge = None  # its memory is free again
+        return scores
 
     # Captions
 

@@ -1,0 +1,391 @@
+"""Small models for VLRM, trained from nothing on captioned pictures: a BLIP-2, its matching model, a CLIP.
+
+They stand for the published models at toy size. Each is saved where VLRM takes it as a source like any other.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avcap_zoo.backbones.pretrained import save_parts
+from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
+from avcap_zoo.batch import Batch
+from avcap_zoo.errors import ConfigError
+from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, plain
+from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
+from avcap_zoo.systems.vlrm.captioner import load_tokenizer as load_captioner_tokenizer
+from avcap_zoo.systems.vlrm.contrast import ContrastModel
+from avcap_zoo.systems.vlrm.matcher import (
+    LAVIS_NORM_EPS,
+    clean_caption,
+    encode_texts,
+    load_matching_model,
+    load_tokenizer,
+    pair_logits,
+)
+from avcap_zoo.systems.vlrm.model import middle_frames
+
+Style = Literal["all", "terse", "detailed"]
+
+
+class _PicturePretraining(System):
+    """What the three share: pictures with captions in, a folder or file out.
+
+    Args:
+        save_to: where the result goes when the run ends; replaced if it is there.
+        optimizer: learning rate and schedule.
+        arguments: all of the subclass.
+    """
+
+    def __init__(self, save_to: str, optimizer: OptimizerSettings, arguments: dict[str, Any]) -> None:
+        super().__init__(optimizer, {"save_to": save_to, "optimizer": optimizer, **arguments})
+        self.save_to = Path(save_to)
+
+    @property
+    def requirements(self) -> Requirements:
+        """Pictures."""
+        return Requirements(None, ("visual",))
+
+    @abstractmethod
+    def save(self, target: Path) -> None:
+        """Write the result."""
+
+    def on_train_end(self) -> None:
+        """Save the result, whole or not at all."""
+        if self.trainer.is_global_zero:
+            self.save(self.save_to)
+            rank_zero_info(f"saved to {self.save_to}")
+
+
+class BLIP2(nn.Module):
+    """transformers' BLIP-2 with all of it trained.
+
+    Args:
+        settings: source None, or one to train further; adapters and `weights` are not used.
+    """
+
+    def __init__(self, settings: CaptionerSettings) -> None:
+        super().__init__()
+        self.tokenizer = load_captioner_tokenizer(settings)
+        self.blip = load_blip(settings, self.tokenizer)
+        width = self.blip.config.vision_config.hidden_size, self.blip.config.text_config.hidden_size
+        self.word_heads = nn.ModuleList(nn.Linear(side, len(self.tokenizer)) for side in width)
+        self.self_made = ["blip"] if settings.source is None else []
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor | None, texts: Sequence[str], label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy of texts with their end token, behind their pictures or alone.
+
+        Args:
+            images: (B, 3, H, W) uint8, or None for the language model alone.
+            texts: B captions.
+            label_smoothing: share of the target spread over the vocabulary.
+        """
+        config, model = self.blip.config, self.blip.language_model
+        ids = [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        rows = [torch.tensor([config.text_config.bos_token_id, *row, config.text_config.eos_token_id]) for row in ids]
+        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100).to(self.mean.device)
+        mask = padded != -100
+        embeds = model.get_input_embeddings()(padded.clamp_min(0))
+        if images is not None:
+            prefix = self.prefix(images)
+            embeds = torch.cat([prefix, embeds], dim=1)
+            mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+        logits = model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+        logits = logits[:, -padded.shape[1] : -1].float().transpose(1, 2)
+        return F.cross_entropy(logits, padded[:, 1:], label_smoothing=label_smoothing)
+
+    def words_loss(self, images: Tensor, captions: Sequence[Sequence[str]]) -> Tensor:
+        """Cross-entropy of naming the words of all captions of each picture, by image tokens and by image embeddings.
+
+        A small tower learns to see this way within seconds; through a language model it takes far longer.
+        """
+        wanted = torch.zeros(len(images), len(self.tokenizer), device=images.device)
+        for row, texts in enumerate(captions):
+            wanted[row, self.tokenizer(" ".join(texts), add_special_tokens=False).input_ids] = 1
+        tokens = self.image_tokens(images)
+        found = (tokens, self.prefix(images, tokens))
+        logits = [head(part.amax(dim=1)) for head, part in zip(self.word_heads, found, strict=True)]
+        return torch.stack(
+            [F.binary_cross_entropy_with_logits(part, wanted, reduction="sum") / len(images) for part in logits]
+        ).sum()
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """(B, P, C) image tokens of (B, 3, H, W) uint8 pictures."""
+        side = self.blip.config.vision_config.image_size
+        pixels = normalise_images(images, side, self.mean, self.std)
+        tokens: Tensor = self.blip.vision_model(pixel_values=pixels).last_hidden_state
+        return tokens
+
+    def prefix(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """(B, Q, H) image embeddings of (B, 3, H, W) uint8 pictures; `tokens` are those of `image_tokens`."""
+        tokens = self.image_tokens(images) if tokens is None else tokens
+        queries = self.blip.query_tokens.expand(len(images), -1, -1)
+        output = self.blip.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
+        prefix: Tensor = self.blip.language_projection(output)
+        return prefix
+
+
+class BLIP2Pretraining(_PicturePretraining):
+    """Trains a BLIP-2 to caption pictures, its language model also on captions alone; and saves it.
+
+    The published model learnt to caption from short captions, but its language model had read everything. So here:
+    `style` chooses the captions that go with pictures, all captions are read as text.
+
+    Args:
+        captioner: source None and a config.
+        save_to: folder of the result.
+        optimizer: learning rate and schedule.
+        style: `terse` leaves out the longest caption of each clip, `detailed` takes that alone.
+        text_weight: of the loss of captions alone.
+        label_smoothing: keeps other words possible, so that there is something to be drawn from.
+        words_steps: the first steps only name words; see `BLIP2.words_loss`.
+    """
+
+    model: BLIP2
+
+    def __init__(
+        self,
+        captioner: CaptionerSettings,
+        save_to: str,
+        optimizer: OptimizerSettings,
+        style: Style = "terse",
+        text_weight: float = 0.5,
+        label_smoothing: float = 0.1,
+        words_steps: int = 0,
+    ) -> None:
+        arguments = {
+            "captioner": captioner,
+            "style": style,
+            "text_weight": text_weight,
+            "label_smoothing": label_smoothing,
+            "words_steps": words_steps,
+        }
+        super().__init__(save_to, optimizer, arguments)
+        self.captioner = captioner
+        self.style: Style = style
+        self.text_weight = text_weight
+        self.label_smoothing = label_smoothing
+        self.words_steps = words_steps
+
+    def configure_model(self) -> None:
+        """Build the model once."""
+        if not hasattr(self, "model"):
+            self.model = BLIP2(self.captioner)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
+        if self.global_step < self.words_steps:
+            return {"words": self.model.words_loss(middle_frames(batch), batch.captions)}
+        captions = draw_captions(batch, self.style)
+        texts = draw_captions(batch, "all")
+        captioning = self.model(middle_frames(batch), captions, self.label_smoothing)
+        return {"captioning": captioning, "text": self.text_weight * self.model(None, texts)}
+
+    def save(self, target: Path) -> None:
+        """Write model and tokenizer in transformers format."""
+        save_parts(target, self.model.blip, self.model.tokenizer)
+
+
+class MatchingModel(nn.Module):
+    """transformers' matching model on the frozen image tower of a captioner.
+
+    Args:
+        captioner: folder or hub id of the BLIP-2 whose image tower and tokenizer are taken.
+        qformer: keys of transformers' Blip2QFormerConfig.
+        num_queries: query tokens.
+        max_length: longest text in tokens.
+    """
+
+    def __init__(self, captioner: str, qformer: dict[str, Any], num_queries: int, max_length: int) -> None:
+        super().__init__()
+        settings = CaptionerSettings(source=captioner)
+        self.tokenizer = load_tokenizer(captioner, "model.init_args.captioner")
+        tower = load_blip(settings, self.tokenizer).vision_model
+        config = {
+            "vision_config": tower.config.to_dict(),
+            "qformer_config": qformer,
+            "num_query_tokens": num_queries,
+            "image_text_hidden_size": 8,  # of the contrastive heads, which are not trained here
+        }
+        self.matcher = load_matching_model(None, config, None, len(self.tokenizer), "model.init_args.qformer")
+        self.matcher.vision_model.load_state_dict(tower.state_dict())
+        self.matcher.vision_model.requires_grad_(False)
+        norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
+        norm.eps = LAVIS_NORM_EPS
+        self.max_length = max_length
+        self.self_made = ["matcher"]
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor, texts: Sequence[str], rows: Sequence[int]) -> Tensor:
+        """(N, 2) logits of texts with pictures; index 1 = match.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            texts: N captions.
+            rows: which picture each of them is held against.
+        """
+        side = self.matcher.config.vision_config.image_size
+        pixels = normalise_images(images, side, self.mean, self.std)
+        tokens = self.matcher.vision_model(pixel_values=pixels).last_hidden_state
+        ids, mask = encode_texts(self.tokenizer, [clean_caption(t) for t in texts], self.max_length, images.device)
+        return pair_logits(self.matcher, tokens[list(rows)], ids, mask).mean(dim=1)
+
+
+class MatchingPretraining(_PicturePretraining):
+    """Trains BLIP-2's matching head on a captioner's frozen image tower, and saves it.
+
+    Each picture is held against a caption of its own, one of another picture, and, of the batch's captions of others,
+    the one that shares the most words with its own.
+
+    Args:
+        captioner: folder or hub id of the BLIP-2 that is to be judged.
+        qformer: keys of transformers' Blip2QFormerConfig.
+        save_to: folder of the result.
+        optimizer: learning rate and schedule.
+        num_queries: query tokens.
+        max_length: longest text in tokens.
+        style: captions learnt from; see `BLIP2Pretraining`.
+    """
+
+    model: MatchingModel
+
+    def __init__(
+        self,
+        captioner: str,
+        qformer: dict[str, Any],
+        save_to: str,
+        optimizer: OptimizerSettings,
+        num_queries: int = 8,
+        max_length: int = 48,
+        style: Style = "all",
+    ) -> None:
+        arguments = {
+            "captioner": captioner,
+            "qformer": qformer,
+            "num_queries": num_queries,
+            "max_length": max_length,
+            "style": style,
+        }
+        super().__init__(save_to, optimizer, arguments)
+        self.arguments = (captioner, qformer, num_queries, max_length)
+        self.style: Style = style
+
+    def configure_model(self) -> None:
+        """Build the model once."""
+        if not hasattr(self, "model"):
+            self.model = MatchingModel(*self.arguments)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of match or no match.
+
+        Raises:
+            ConfigError: a batch of one clip has no caption of another.
+        """
+        if len(batch) < 2:
+            raise ConfigError(f"a matching batch needs two clips, {batch.clip_ids[0]} is alone: set drop_last: true")
+        captions = draw_captions(batch, self.style)
+        count = len(captions)
+        shift = 1 + int(torch.randint(count - 1, ()))
+        others = [captions[(row + shift) % count] for row in range(count)]
+        texts = [*captions, *others, *nearest_captions(captions)]
+        logits = self.model(middle_frames(batch), texts, [*range(count)] * 3)
+        matches = torch.zeros(3 * count, dtype=torch.long, device=logits.device)
+        matches[:count] = 1
+        return {"matching": F.cross_entropy(logits.float(), matches, weight=logits.new_tensor([0.5, 1.0]).float())}
+
+    def save(self, target: Path) -> None:
+        """Write model and tokenizer in transformers format."""
+        save_parts(target, self.model.matcher, self.model.tokenizer)
+
+
+class ContrastPretraining(_PicturePretraining):
+    """Trains an OpenCLIP model on pictures and captions, and saves its tensors.
+
+    With several processes each compares within its own batch.
+
+    Args:
+        config: embed_dim, vision_cfg and text_cfg of OpenCLIP.
+        save_to: safetensors file of the result.
+        optimizer: learning rate and schedule.
+        style: captions learnt from; see `BLIP2Pretraining`.
+    """
+
+    model: ContrastModel
+
+    def __init__(
+        self, config: dict[str, Any], save_to: str, optimizer: OptimizerSettings, style: Style = "all"
+    ) -> None:
+        super().__init__(save_to, optimizer, {"config": plain(config), "style": style})
+        self.config = config
+        self.style: Style = style
+
+    def configure_model(self) -> None:
+        """Build the model once."""
+        if not hasattr(self, "model"):
+            self.model = ContrastModel("", None, self.config, "float32", "model.init_args")
+            self.model.requires_grad_(True)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean cross-entropy of finding each picture's own caption in the batch, and each caption's own picture."""
+        images, texts = self.model.embed(middle_frames(batch), draw_captions(batch, self.style))
+        cosines = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+        logits = self.model.clip.logit_scale.exp() * cosines
+        own = torch.arange(len(logits), device=logits.device)
+        return {"contrastive": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2}
+
+    def save(self, target: Path) -> None:
+        """Write the tensors."""
+        from safetensors.torch import save_file
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        save_file({name: tensor.contiguous() for name, tensor in self.model.clip.state_dict().items()}, partial)
+        partial.rename(target)
+
+
+def draw_captions(batch: Batch, style: Style) -> list[str]:
+    """One caption of each clip, drawn from those of a style: `all`, all but the longest (`terse`), or that alone.
+
+    Raises:
+        ConfigError: a clip has no such caption.
+    """
+    drawn = []
+    for clip_id, captions in zip(batch.clip_ids, batch.captions, strict=True):
+        longest = max(captions, key=len, default="")
+        chosen = {"all": captions, "terse": [c for c in captions if c != longest], "detailed": [longest]}[style]
+        if not any(chosen):
+            raise ConfigError(f"clip {clip_id} has no caption to learn from (style {style}; it has {len(captions)})")
+        drawn.append(chosen[int(torch.randint(len(chosen), ()))])
+    return drawn
+
+
+def nearest_captions(captions: Sequence[str]) -> list[str]:
+    """For each of two or more captions, another one that shares as large a part of its words as any.
+
+    A caption in the same words counts as another only if there is no third.
+    """
+    words = [frozenset(clean_caption(caption).split()) for caption in captions]
+    index = {word: column for column, word in enumerate(sorted(frozenset().union(*words)))}
+    counts = torch.zeros(len(captions), len(index))
+    for row, own in enumerate(words):
+        counts[row, [index[word] for word in own]] = 1
+    shared = counts @ counts.T
+    sizes = counts.sum(dim=1)
+    shares = shared / (sizes[:, None] + sizes - shared).clamp_min(1)
+    shares = shares.masked_fill(shares == 1, -1).fill_diagonal_(-2)
+    return [captions[column] for column in shares.argmax(dim=1).tolist()]
