@@ -80,9 +80,7 @@ def unknown_joiner_names(tensors: Mapping[str, Tensor]) -> list[str]:
         r"multimodal_joiner\.(modality_qformers\.(vision|audio)\.(query_tokens$|Qformer\.bert\.(embeddings\.LayerNorm|"
         r"encoder\.layer)\.)|modality_post_projectors\.(vision|audio)\.fc\.(weight|bias)$)"
     )
-    return sorted(
-        name for name in tensors if not (known.match(name) or _DROPPED.search(name) or _TEXT.search(name))
-    )
+    return sorted(name for name in tensors if not (known.match(name) or _DROPPED.search(name) or _TEXT.search(name)))
 
 
 def from_blip2_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

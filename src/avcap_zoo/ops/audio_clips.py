@@ -116,9 +116,7 @@ def random_starts(num_samples: Tensor, num_clips: int, clip_samples: int) -> Ten
     return (draws.to(num_samples.device) * spare).floor().long()
 
 
-def mel_clips(
-    waveform: Tensor, num_samples: Tensor, settings: AudioClipSettings, *, training: bool = False
-) -> Tensor:
+def mel_clips(waveform: Tensor, num_samples: Tensor, settings: AudioClipSettings, *, training: bool = False) -> Tensor:
     """Log-mel clips of sounds of any length.
 
     Args:
@@ -160,7 +158,8 @@ def mel_clips(
             mean = (channels * real).sum(dim=(1, 2)) / (num_samples * channels.shape[1])
             whole = _resized_fbank(channels[:, 0] - mean[:, None], num_samples, settings)
             mels = torch.cat([mels, whole[:, None]], dim=1)
-        return ((mels - settings.feature_mean) / settings.feature_std).transpose(2, 3)[:, :, None].contiguous()
+        normalised: Tensor = (mels - settings.feature_mean) / settings.feature_std
+        return normalised.transpose(2, 3)[:, :, None].contiguous()
 
 
 def _check(waveform: Tensor, num_samples: Tensor, settings: AudioClipSettings) -> None:
@@ -195,7 +194,7 @@ def _resized_fbank(waveform: Tensor, num_samples: Tensor, settings: AudioClipSet
     if settings.antialias:
         log_mel = kaldi_fbank(waveform, sample_rate_hz=rate, num_mel_bins=settings.num_mel_bins)
         return _resize_smoothly(log_mel, num_frames, target)
-    # Plain linear resizing reads two frames for each of the result, so a sound of ten minutes costs no more than a clip.
+    # Linear resizing reads two frames for each of the result, so ten minutes of sound cost no more than a clip.
     length, shift = int(rate * _FRAME_MS / 1000), int(rate * _SHIFT_MS / 1000)
     frames = waveform.unfold(1, length, shift)
     place = (torch.arange(target, device=waveform.device) + 0.5) * num_frames[:, None] / target - 0.5

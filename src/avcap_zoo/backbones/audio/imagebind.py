@@ -100,9 +100,7 @@ class ImageBindAudio(nn.Module):
         self.pos_embed = nn.Parameter(torch.randn(1, settings.num_tokens, width) * 0.02)
         self.blocks = nn.ModuleList(_Block(width, settings.num_heads) for _ in range(settings.depth))
         if settings.head_dim is not None:
-            self.head = nn.Sequential(
-                nn.LayerNorm(width, eps=1e-6), nn.Linear(width, settings.head_dim, bias=False)
-            )
+            self.head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, settings.head_dim, bias=False))
         self.register_buffer("log_logit_scale", torch.tensor(math.log(20.0)))
         self.log_logit_scale: Tensor
 
@@ -128,7 +126,8 @@ class ImageBindAudio(nn.Module):
         with torch.autocast(clips.device.type, enabled=False):
             scale = self.log_logit_scale.float().exp().clamp_max(LARGEST_SCALE)
             scaled = F.normalize(tokens.float(), dim=-1) * scale
-            return scaled.unflatten(0, clips.shape[:2]).mean(dim=1)
+            mean: Tensor = scaled.unflatten(0, clips.shape[:2]).mean(dim=1)
+            return mean
 
     def encode(self, clips: Tensor) -> Tensor:
         """Tokens (N, tokens, C) of single clips (N, 1, F, T), before normalisation, after the head if there is one."""

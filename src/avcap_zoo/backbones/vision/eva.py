@@ -75,7 +75,9 @@ class EVA(nn.Module):
         from transformers import Blip2VisionConfig, Blip2VisionModel
 
         if settings.embed_dim % settings.num_heads:
-            raise ConfigError(f"EVA: embed_dim {settings.embed_dim} is not a multiple of num_heads {settings.num_heads}")
+            raise ConfigError(
+                f"EVA: embed_dim {settings.embed_dim} is not a multiple of num_heads {settings.num_heads}"
+            )
         if settings.image_size_px % settings.patch_size:
             raise ConfigError(
                 f"EVA: image_size_px {settings.image_size_px} is not a multiple of patch_size {settings.patch_size}"

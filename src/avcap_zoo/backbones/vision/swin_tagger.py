@@ -5,7 +5,6 @@ Source: Zhang et al., "Recognize Anything" (arXiv 2306.03514); sizes and names f
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -233,7 +232,7 @@ class _CrossAttention(nn.Module):
             projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for projected in (self.query(queries), self.key(tokens), self.value(tokens))
         ]
-        mixed = F.scaled_dot_product_attention(*heads, scale=1 / math.sqrt(heads[0].shape[-1]))
+        mixed = F.scaled_dot_product_attention(*heads)
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
