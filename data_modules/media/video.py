@@ -26,8 +26,12 @@ def frame_times_s(duration_s: float, num_frames: int) -> NDArray[np.float64]:
     return (np.arange(num_frames) + 0.5) * duration_s / num_frames
 
 
-def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
-    """Read K frames spread evenly over a video or over a folder of pictures in name order.
+def read_frames(
+    path: Path, num_frames: int, size_px: int, clip_id: str, window_s: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Read K frames spread evenly over a video, a part of it, or a folder of pictures in name order.
+
+    A single picture is seen K times.
 
     A video shows at each of `frame_times_s`, counted from its first frame, what a player would show then. Frames are
     resized to `size_px` on the shorter side and cropped at the centre.
@@ -37,12 +41,13 @@ def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
         num_frames: K.
         size_px: side of the square frames.
         clip_id: named in errors.
+        window_s: from and to, in seconds from the video's first frame; None = the whole. Pictures have no time.
 
     Returns:
         (K, 3, size_px, size_px) uint8.
 
     Raises:
-        MediaError: missing, without pictures, undecodable, or longer than an hour.
+        MediaError: missing, without pictures, undecodable, or (without a window) longer than an hour.
     """
     if path.is_dir():
         # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
@@ -53,10 +58,14 @@ def read_frames(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
         return np.stack([read_image(pictures[index], size_px, clip_id) for index in chosen])
     if not path.is_file():
         raise MediaError(clip_id, path, "no such file")
-    return _read_video(path, num_frames, size_px, clip_id)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return np.repeat(read_image(path, size_px, clip_id)[None], num_frames, axis=0)
+    return _read_video(path, num_frames, size_px, clip_id, window_s)
 
 
-def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDArray[np.uint8]:
+def _read_video(
+    path: Path, num_frames: int, size_px: int, clip_id: str, window_s: tuple[float, float] | None
+) -> NDArray[np.uint8]:
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -69,6 +78,10 @@ def _read_video(path: Path, num_frames: int, size_px: int, clip_id: str) -> NDAr
                 raise MediaError(clip_id, path, "no decoder for its pictures")
             stream.codec_context.thread_count = 1  # clips are small; data workers are the parallelism
             start_s, end_s = _span_s(container, stream)
+            if window_s is not None:
+                start_s, end_s = start_s + window_s[0], min(end_s, start_s + window_s[1])
+                if window_s[0] > 0:  # to the key frame before it; what is shown until then is passed over below
+                    container.seek(round(start_s / (stream.time_base or 1)), stream=stream)
             if end_s - start_s > MAX_DURATION_S:
                 raise MediaError(clip_id, path, f"declares {end_s - start_s:.0f} s of video, at most 3600 are read")
             wanted_s = start_s + frame_times_s(end_s - start_s, num_frames)

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from PIL import Image
 from torch import Tensor
 
 from avcap_zoo.batch import Batch
@@ -132,13 +134,34 @@ def test_checkpoint_holds_what_was_trained_and_refuses_another_base(
         tiny_trainer(tmp_path / "fourth").test(wrong, datamodule=tiny_data(scenes_root), ckpt_path=path)
 
 
+def test_the_look_inside_shows_frames_also_of_cached_features(scenes_root: Path, tmp_path: Path) -> None:
+    pictures = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        data = tiny_data(scenes_root)
+        data.setup("validate")
+        if cached:
+            folder = tmp_path / "features"
+            (folder / "val").mkdir(parents=True)
+            for index in range(len(data.records("val"))):
+                np.save(folder / f"val/{data.records('val')[index].clip_id}.npy", np.ones((4, 32), np.float32))
+            data.use_feature_folder(folder, "visual")
+        run = tmp_path / f"cached_{cached}"
+        tiny_trainer(run, limit_val_batches=1).validate(tiny_lavcap(), datamodule=data, verbose=False)
+        (path,) = (run / "figures").glob("inside-*.png")
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert pictures[0].shape[0] > 560  # frames, spectrogram and plan
+
+
 def test_validation_test_and_predict_write_scores_and_captions(scenes_root: Path, tmp_path: Path) -> None:
     system = tiny_lavcap()
     data = tiny_data(scenes_root)
     trainer = tiny_trainer(tmp_path)
     (validation,) = trainer.validate(system, datamodule=data, verbose=False)
     assert {"val/cider", "val/bleu_1", "val/bleu_4"} <= set(validation)
-    (pictures,) = (tmp_path / "figures").glob("transport_plan-*.png")
+    (pictures,) = (tmp_path / "figures").glob("inside-*.png")
     assert pictures.stat().st_size > 100
     trainer.test(system, datamodule=data, verbose=False)
     rows = [json.loads(line) for line in (tmp_path / "test_captions.jsonl").read_text().splitlines()]
@@ -182,7 +205,12 @@ def test_nan_loss_stops_and_names_the_clips_and_keeps_the_weights(scenes_root: P
         NonFiniteLossError, match=r"not finite at step 2 \(caption nan, ot [\d.]+\) on clips (\S+, ){4}\S+; "
     ):
         fit(scenes_root, tmp_path, system=system, max_steps=4, every=1)
-    assert all(torch.isfinite(parameter).all() for parameter in system.parameters())
+    # In memory and in the last checkpoint: the weights of the step before.
+    last = load(tmp_path / "checkpoints/step=2.ckpt")["state_dict"]
+    moved = {name for name, _ in system.named_buffers()}  # BatchNorm has seen the batch
+    for name, parameter in system.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert name in moved or name not in last or torch.equal(parameter, last[name]), name
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step=1.ckpt", "step=2.ckpt"]
 
 

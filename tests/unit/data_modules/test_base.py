@@ -19,15 +19,8 @@ from torch import Tensor
 
 from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
 from avcap_zoo.batch import Batch, Split
-from avcap_zoo.data_modules.base import (
-    ClipDataset,
-    ClipRecord,
-    DecodeSettings,
-    PackedRecords,
-    Sample,
-    SplitIndex,
-    collate,
-)
+from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, collate
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
 from avcap_zoo.errors import ConfigError, DataError, MediaError
 from tests.unit.data_modules.folders import data_module, make_folder, sound, write_rows
 from tests.unit.data_modules.media_files import write_sound

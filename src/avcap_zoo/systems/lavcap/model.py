@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.backbones.audio.ced import CED, PATCH_SIZE, CEDSettings
+from avcap_zoo.backbones.audio.ced import CED, CEDSettings
 from avcap_zoo.backbones.language import CausalLanguageModel, GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError, ShapeError
-from avcap_zoo.ops.fbank import normalised_fbank, num_kaldi_frames
 from avcap_zoo.ops.masking import length_mask
 from avcap_zoo.ops.spec_augment import spec_augment
 from avcap_zoo.systems.lavcap.fusion import FusedTokens, Fusion, FusionSettings
@@ -132,28 +131,17 @@ class LAVCapModel(nn.Module):
         return self.fusion.settings.needs_audio and still and not (settings.augment_bins or settings.augment_frames)
 
     def spectrogram(self, waveform: Tensor, num_samples: Tensor) -> Tensor:
-        """(B, T, F) normalised filter bank of (B, S) waveforms at 16 kHz."""
-        encoder = self.audio_settings.encoder
-        return normalised_fbank(
-            waveform,
-            num_samples,
-            target_length=encoder.target_length,
-            mean=encoder.feature_mean,
-            std=encoder.feature_std,
-            num_mel_bins=encoder.num_mel_bins,
-            frame_shift_ms=encoder.frame_shift_ms,
-            pad_with_silence=encoder.pad_with_silence,
-        )
+        """(B, T, F) input of the audio encoder, of (B, S) waveforms at 16 kHz."""
+        return self.audio_encoder.spectrogram(waveform, num_samples)
 
     def encode_spectrogram(self, spectrogram: Tensor) -> Tensor:
         """(B, T', C) audio tokens of (B, T, F) spectrograms: encoder, then mean over frequency (`spec_f_mean`)."""
         if self.training and (self.audio_settings.augment_bins or self.audio_settings.augment_frames):
-            encoder = self.audio_settings.encoder
             spectrogram = spec_augment(
                 spectrogram,
                 max_bins=self.audio_settings.augment_bins,
                 max_frames=self.audio_settings.augment_frames,
-                value=-encoder.feature_mean / encoder.feature_std,  # zero before normalisation, as released
+                value=self.audio_settings.encoder.blank_value,
             )
         tokens: Tensor = self.audio_encoder(spectrogram).mean(dim=1)
         return tokens
@@ -173,9 +161,7 @@ class LAVCapModel(nn.Module):
         tokens = self.encode_spectrogram(self.spectrogram(batch.waveform, batch.num_samples))
         if not self.audio_settings.mask_padding:
             return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        frames = num_kaldi_frames(batch.num_samples, frame_shift_ms=self.audio_settings.encoder.frame_shift_ms)
-        patches = frames.add(PATCH_SIZE - 1).div(PATCH_SIZE, rounding_mode="floor").clamp_min(1)
-        return tokens, length_mask(patches, tokens.shape[1])
+        return tokens, length_mask(self.audio_encoder.num_tokens(batch.num_samples), tokens.shape[1])
 
     def encode_vision(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP's.
@@ -237,9 +223,14 @@ class LAVCapModel(nn.Module):
         return losses
 
     @torch.no_grad()
-    def caption(self, batch: Batch) -> list[str]:
-        """One caption per clip, decoded with the evaluation prompt."""
-        fused = self.fuse(batch)
+    def caption(self, batch: Batch, fused: FusedTokens | None = None) -> list[str]:
+        """One caption per clip, decoded with the evaluation prompt.
+
+        Args:
+            batch: B clips.
+            fused: what `fuse` made of this batch, where that is known already.
+        """
+        fused = self.fuse(batch) if fused is None else fused
         before, after = self._prompt_ids([self.prompts.evaluation] * len(batch))
         text = self.language.wrap(self.projector(fused.tokens), fused.mask, before, after)
         return self.language.decode(self.language.generate(text, self.generation))
