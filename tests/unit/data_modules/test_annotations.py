@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +93,14 @@ def test_problems_come_in_the_order_of_lines_and_the_rest_is_counted(tmp_path: P
 
 
 @pytest.mark.parametrize("cut", range(10))
-def test_a_csv_that_breaks_off_is_read_so_far_or_refused(tmp_path: Path, cut: int) -> None:
+def test_a_csv_that_breaks_off_is_refused(tmp_path: Path, cut: int) -> None:
     content = "a,b\n" + "".join(f'{number},"caption, {number}"\n' for number in range(9))
     path = written(tmp_path, content[: len(content) * cut // 10])
-    try:
-        rows = rows_of(path)
-    except DataError as error:
-        assert re.search(r"no column|no rows|line \d+: (1 fields|unexpected end)", str(error))
+    if cut == 8:  # right after a comma: the last caption is empty, which readers count as missing
+        assert [values["b"] for _, values in rows_of(path)] == [*(f"caption, {number}" for number in range(7)), ""]
     else:
-        # Cut right after a comma, the last row has an empty caption, which readers count as missing.
-        assert all(values["b"] in {f"caption, {values['a']}", ""} for _, values in rows)
-        assert all(values["b"] for _, values in rows[:-1])
+        with pytest.raises(DataError, match=r"no column|no rows|line \d+: (1 fields|unexpected end)"):
+            rows_of(path)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------

@@ -223,5 +223,5 @@ def test_training_draws_another_part_in_each_epoch(scenes_root: Path) -> None:
 
 @pytest.mark.parametrize("longest", [0, -1.0, float("nan")])
 def test_crops_to_nothing(tmp_path: Path, longest: float) -> None:
-    with pytest.raises(ConfigError, match="max_duration_s is .*, wanted more than 0"):
+    with pytest.raises(ConfigError, match=r"max_duration_s is .*, wanted more than 0"):
         clotho(tmp_path, max_duration_s=longest)

@@ -145,7 +145,7 @@ def test_missing_and_repeated_pictures(tmp_path: Path, scenes_root: Path) -> Non
     [
         ({"filename": "../../secret.jpg"}, r"item 2: path 'val2014/../../secret.jpg': file name '..' leads to another"),
         ({"filepath": "/etc"}, r"item 2: path '/etc/COCO_val2014_000000391895.jpg' leads to another folder"),
-        ({"filename": None}, r"item 2: path"),
+        ({"filename": None}, r"item 2: None is no path"),
         ({"filename": 7, "filepath": ""}, r"item 2: 7 is no path"),
         ({"cocoid": "../7"}, r"item 2: image id '../7' is no number"),
         ({"sentences": ["x"]}, r"item 2: sentences of .* are no list of objects with raw"),

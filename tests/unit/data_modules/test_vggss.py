@@ -215,9 +215,9 @@ def test_rows_that_cannot_be(tmp_path: Path, row: str, said: str) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="vggss.json does not exist; VGGSS publishes"):
+    with pytest.raises(DataError, match=r"vggss.json does not exist; VGGSS publishes"):
         vggss(tmp_path).read_split("test")
-    with pytest.raises(DataError, match="vggsound.csv does not exist; VGGSound publishes"):
+    with pytest.raises(DataError, match=r"vggsound.csv does not exist; VGGSound publishes"):
         vggss(tmp_path, annotations="vggsound").read_split("test")
 
 
