@@ -16,7 +16,8 @@ from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
 from avcap_zoo.systems.base import OptimizerSettings
 from avcap_zoo.systems.captions import ScoreSettings
-from avcap_zoo.systems.lavcap.fusion import FusionKind, FusionSettings
+from avcap_zoo.systems.lavcap.fusion import FusionSettings
+from avcap_zoo.systems.lavcap.fusion_kinds import FusionKind
 from avcap_zoo.systems.lavcap.model import AudioSettings, PromptSettings
 from avcap_zoo.systems.lavcap.module import LAVCap
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
@@ -44,11 +45,15 @@ def tiny_lavcap(
     *,
     training: TrainingMode = "full",
     kind: FusionKind = "ot_attention",
+    fusion: FusionSettings | None = None,
     language_source: str | None = None,
     gradient_checkpointing: bool = False,
     lr: float = 2e-3,
 ) -> LAVCap:
-    """A LAVCap of width 32 with adapters' dropout and several prompts, so that a step draws random numbers."""
+    """A LAVCap of width 32 with adapters' dropout and several prompts, so that a step draws random numbers.
+
+    `fusion` is for more than a `kind`.
+    """
     lora = LoRASettings(rank=2, alpha=4, dropout=0.2)
     return LAVCap(
         audio=AudioSettings(
@@ -69,7 +74,7 @@ def tiny_lavcap(
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
         ),
-        fusion=FusionSettings(kind=kind),
+        fusion=fusion or FusionSettings(kind=kind),
         prompts=PromptSettings(
             training=("USER: <SpeechHere> ASSISTANT:", "<SpeechHere> Please describe the audio."),
             evaluation="USER: <SpeechHere> ASSISTANT:",

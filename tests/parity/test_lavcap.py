@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,20 +13,23 @@ from torch.nn import functional as F
 from avcap_zoo.backbones.adapters import LoRASettings, set_training_mode
 from avcap_zoo.backbones.audio.ced import CED, CEDSettings
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
+from avcap_zoo.backbones.qformer import QFormerSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.ops.fbank import kaldi_fbank, normalised_fbank
 from avcap_zoo.ops.optimal_transport import LossConvention, alignment_logits, alignment_loss, sinkhorn_log_plan
 from avcap_zoo.systems.lavcap.fusion import LARGEST_LOGIT_SCALE, Fusion, FusionSettings
+from avcap_zoo.systems.lavcap.fusion_kinds import FusionKind
 from avcap_zoo.systems.lavcap.keymap import ced_to_encoder, lavcap_to_model
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
 from avcap_zoo.weights.load import load_strictly
 from tests.parity.golden import GoldenCase, golden_names, load_case
 
 
-def case_of(prefix: str) -> pytest.MarkDecorator:
-    names = golden_names("lavcap", prefix)
-    assert names, f"no golden case {prefix}"
-    return pytest.mark.parametrize("case", [load_case("lavcap", name) for name in names], ids=names)
+def case_of(prefix: str, wanted: Callable[[dict[str, Any]], bool] = lambda config: True) -> pytest.MarkDecorator:
+    cases = [load_case("lavcap", name) for name in golden_names("lavcap", prefix)]
+    cases = [case for case in cases if wanted(case.config)]
+    assert cases, f"no golden case {prefix}"
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
 @case_of("sinkhorn_")
@@ -132,42 +138,98 @@ def test_ced_checkpoint_conversion(case: GoldenCase) -> None:
     case.check("tokens", encoder(case["spec"]).flatten(1, 2))
 
 
-@case_of("fusion_ot_att_")
-def test_ot_attention_fusion(case: GoldenCase) -> None:
+PLAIN_TWINS: dict[str, FusionKind] = {
+    "ot_tempcat_QAV_add": "ot_attention",
+    "ot_tempcat": "concatenation_ot",
+    "ot_crossattn": "cross_attention",
+    "tempcat_afQF": "concatenation",
+}
+"""Released `fusion_type` values that a kind of the paper's tables equals."""
+
+
+def fusion_of(case: GoldenCase, kind: str, features: Literal["normalised", "raw"]) -> tuple[Fusion, torch.nn.Linear]:
+    """Fusion and projector as a fusion case describes them, with its weights."""
     config = case.config
-    weights = case.weights()
-    fusion = Fusion(
-        FusionSettings(
-            kind="ot_attention",
-            epsilon=config["epsilon"],
-            num_iterations=config["iterations"],
-            layer_norm=config["av_embed_norm"],
-        ),
-        config["channels"],
-        config["channels"],
+    settings = FusionSettings(
+        kind=kind,  # type: ignore[arg-type]
+        features=features,
+        epsilon=config["epsilon"],
+        num_iterations=config["iterations"],
+        loss_convention="released_exp" if config.get("assignment_in_loss") == "probabilities" else "released",
+        layer_norm=config.get("av_embed_norm", False),
     )
-    projector = torch.nn.Linear(config["channels"], config["llm_width"])
-    renamed = lavcap_to_model(weights)
-    load_strictly(
-        fusion, {k.removeprefix("fusion."): v for k, v in renamed.items() if k.startswith("fusion.")}, "fusion"
-    )
-    load_strictly(
-        projector, {k.removeprefix("projector."): v for k, v in renamed.items() if "projector." in k}, "projector"
-    )
-    audio, visual = case["audio"].requires_grad_(), case["visual"].requires_grad_()
-    audio_tokens = audio
-    if config["frequency_mean_pool"]:
-        audio_tokens = audio.unflatten(1, (config["frequency_patches"], -1)).mean(dim=1)
-    fused = fusion(audio_tokens, visual)
-    case.check("fused_before_projection", fused.tokens)
+    if "qformer" in config:
+        size = config["qformer"]
+        assert size["cross_attention"] == "every layer"
+        settings.window_s, settings.stride_s = config["second_per_window"], config["second_stride"]
+        settings.qformer = QFormerSettings(
+            num_queries=config["query_tokens"],
+            embed_dim=size["hidden"],
+            depth=size["layers"],
+            num_heads=size["heads"],
+            mlp_dim=size["ffn"],
+            cross_attention_frequency=1,
+            dropout=size["dropout"],
+        )
+    fusion = Fusion(settings, config["channels"], config["channels"])
+    renamed = lavcap_to_model(case.weights())
+    if not settings.recipe.transport:
+        del renamed["fusion.logit_scale"]  # the released code makes one that it does not use
+    parts = {"fusion": fusion, "projector": torch.nn.Linear(fusion.width, config["llm_width"])}
+    for name, part in parts.items():
+        load_strictly(part, {k.removeprefix(f"{name}."): v for k, v in renamed.items() if k.startswith(name)}, name)
+    return fusion, parts["projector"]  # type: ignore[return-value]
+
+
+def audio_tokens_of(case: GoldenCase) -> Tensor:
+    """The case's audio, averaged over frequency where it says so; a leaf that collects gradients is `case["audio"]`."""
+    audio = case["audio"].requires_grad_()
+    if not case.config["frequency_mean_pool"]:
+        return audio
+    pooled: Tensor = audio.unflatten(1, (-1, case.config["n_audio"])).mean(dim=1)
+    return pooled
+
+
+def check_fusion(case: GoldenCase, kind: str) -> None:
+    """Compare tokens, mask, OT loss and gradients, as far as the case records them."""
+    features: Literal["normalised", "raw"] = "normalised" if "ot" in case.config["fusion_type"] else "raw"
+    fusion, projector = fusion_of(case, kind, features)
+    case.tensors["audio"].grad = case.tensors["visual"].grad = None
+    fused = fusion(audio_tokens_of(case), case["visual"].requires_grad_())
+    # The released Q-Former without transport is recorded with one row for each window.
+    case.check("fused_before_projection", fused.tokens.reshape(case["fused_before_projection"].shape))
     case.check("fused_projected", projector(fused.tokens))
-    case.check("attention_mask", fused.mask)
-    case.check("ot_loss", fused.ot_loss)
-    (fused.tokens * case["cotangent"]).sum().backward()
-    assert audio.grad is not None
-    assert visual.grad is not None
-    case.check("grad_audio", audio.grad)
-    case.check("grad_visual", visual.grad)
+    if "attention_mask" in case.tolerance:
+        case.check("attention_mask", fused.mask)
+    assert (fused.ot_loss is None) == ("ot_loss" not in case.tolerance)
+    if fused.ot_loss is not None:
+        case.check("ot_loss", fused.ot_loss)
+    if "cotangent" in case.tensors:
+        (fused.tokens * case["cotangent"]).sum().backward()
+        for name in ("audio", "visual"):
+            gradient = case[name].grad
+            assert gradient is not None
+            case.check(f"grad_{name}", gradient)
+
+
+@case_of("fusion_")
+def test_released_fusion(case: GoldenCase) -> None:
+    check_fusion(case, f"released_{'qformer_' if 'qformer' in case.config else ''}{case.config['fusion_type']}")
+
+
+@case_of("fusion_", lambda config: "qformer" not in config and config["fusion_type"] in PLAIN_TWINS)
+def test_rows_of_the_tables_that_equal_a_released_fusion(case: GoldenCase) -> None:
+    check_fusion(case, PLAIN_TWINS[case.config["fusion_type"]])
+
+
+def test_plain_qformer_is_the_released_one_with_its_last_window() -> None:
+    case = load_case("lavcap", "fusion_qformer_ot_tempcat")
+    fused = fusion_of(case, "qformer", "normalised")[0](audio_tokens_of(case), case["visual"])
+    released = case["fused_before_projection"]
+    assert fused.tokens.shape[1] == released.shape[1] + 1
+    num_audio = released.shape[1] - case["visual"].shape[1]
+    torch.testing.assert_close(fused.tokens[:, :num_audio], released[:, :num_audio], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.tokens[:, num_audio + 1 :], released[:, num_audio:], rtol=1e-4, atol=1e-5)
 
 
 def model_of(case: GoldenCase) -> LAVCapModel:

@@ -1,10 +1,10 @@
-"""Models from hub ids and folders in transformers format, strictly: every weight comes from there."""
+"""Models from hub ids and folders in transformers format, and configs from their keys, strictly."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from avcap_zoo.errors import WeightsError, first_line, hub_error
+from avcap_zoo.errors import ConfigError, WeightsError, first_line, hub_error
 
 _LISTED = 5
 
@@ -44,3 +44,24 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
         )
         raise WeightsError(f"{key}: {source!r} does not hold the weights of a {type(model).__name__}: {listed}")
     return model
+
+
+def build_config(config_class: Any, keys: dict[str, Any], key: str) -> Any:
+    """Make a transformers config. transformers itself would keep a misspelt key and use the default of the right one.
+
+    Args:
+        config_class: transformers config class, or a feature extractor's.
+        keys: its keys and their values; the rest has its defaults.
+        key: config key that they stand under, for the message.
+
+    Raises:
+        ConfigError: unknown keys, all of them named, or a value that the class refuses.
+    """
+    default = config_class()
+    if unknown := sorted(name for name in keys if not hasattr(default, name)):
+        raise ConfigError(f"{key}: {config_class.__name__} has no {', '.join(unknown)}")
+    try:
+        return config_class(**keys)
+    except Exception as error:  # newer versions check types, with errors of their own
+        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise ConfigError(f"{key}: {config_class.__name__}: {said}") from error

@@ -41,7 +41,8 @@ def sinkhorn_log_plan(
         row_mask: (B, N) bool, True = real token; None = all real.
         column_mask: (B, M) bool, likewise.
         tolerance: stop early once every row sum is within this share of its marginal (the columns are exact after
-            each update); None = always `num_iterations`. Checking reads one number back from the device per update.
+            each update); None = always `num_iterations`. Checking reads one number back from the device per update;
+            without it nothing is read back, unless there are masks (once for each, to find clips without a token).
 
     Returns:
         (B, N, M) float32. exp(.) sums to 1/n over each real row and 1/m over each real column
@@ -74,20 +75,17 @@ def sinkhorn_log_plan(
             scores = scores.masked_fill(~column_mask[:, None, :], -math.inf)
         row_potential = torch.zeros_like(log_row_marginal)
         column_potential = torch.zeros_like(log_column_marginal)
-        for _ in range(num_iterations):
-            row_potential = log_row_marginal - torch.logsumexp(scores + column_potential[:, None, :], dim=2)
+        for iteration in range(num_iterations):
+            updated = log_row_marginal - torch.logsumexp(scores + column_potential[:, None, :], dim=2)
             if row_mask is not None:
-                row_potential = row_potential.masked_fill(~row_mask, 0.0)
+                updated = updated.masked_fill(~row_mask, 0.0)
+            # What an update would change is what the row sums are off by, so checking costs no update of its own.
+            if tolerance is not None and iteration and (row_potential - updated).expm1().abs().max() <= tolerance:
+                break
+            row_potential = updated
             column_potential = log_column_marginal - torch.logsumexp(scores + row_potential[:, :, None], dim=1)
             if column_mask is not None:
                 column_potential = column_potential.masked_fill(~column_mask, 0.0)
-            if tolerance is not None:
-                sums = row_potential + torch.logsumexp(scores + column_potential[:, None, :], dim=2)
-                error = (sums - log_row_marginal).expm1().abs()
-                if row_mask is not None:
-                    error = error.masked_fill(~row_mask, 0.0)
-                if error.max() <= tolerance:
-                    break
         return scores + row_potential[:, :, None] + column_potential[:, None, :]
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from avcap_zoo.errors import ShapeError
-from avcap_zoo.ops.fbank import KALDI_LOG_FLOOR, kaldi_fbank, normalised_fbank, num_kaldi_frames
+from avcap_zoo.ops.fbank import (
+    KALDI_LOG_FLOOR,
+    MelScale,
+    decibels,
+    kaldi_fbank,
+    mel_filters,
+    mel_spectrogram,
+    normalised_fbank,
+    num_centred_frames,
+    num_kaldi_frames,
+)
 
 RATE_HZ = 16_000
 SILENCE = math.log(KALDI_LOG_FLOOR)
@@ -121,3 +131,92 @@ def test_wrong_shape() -> None:
 def test_meta_tensors_have_the_right_shape() -> None:
     with torch.device("meta"):
         assert kaldi_fbank(torch.zeros(2, 100)).shape == (2, 0, 64)
+
+
+# -- centred frames ----------------------------------------------------------------------------------------------
+
+
+def centred(waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+    return mel_spectrogram(
+        waveform, sample_rate_hz=RATE_HZ, fft_size=512, hop_length=160, num_mel_bins=64, num_samples=num_samples
+    )
+
+
+@pytest.mark.parametrize("scale", ["htk", "slaney"])
+def test_mel_filters(scale: MelScale) -> None:
+    filters = mel_filters(40, 1024, 32_000, 50.0, 14_000.0, mel_scale=scale)
+    hz = torch.linspace(0, 16_000, 513)
+    assert filters.shape == (513, 40)
+    assert (filters[(hz < 50) | (hz > 14_000)] == 0).all()
+    assert ((filters >= 0) & (filters <= 1)).all()
+    # Straight triangles that meet: between the first and last peak they sum to one.
+    peaks = filters.argmax(dim=0)
+    torch.testing.assert_close(filters.sum(dim=1)[int(peaks[0]) + 1 : int(peaks[-1])].mean(), torch.tensor(1.0))
+    area = mel_filters(40, 1024, 32_000, 50.0, 14_000.0, mel_scale=scale, area_normalised=True).sum(dim=0) * 31.25
+    torch.testing.assert_close(area[20:], torch.ones(20), rtol=0.02, atol=0)
+
+
+def test_the_two_scales_have_their_published_points() -> None:
+    # The only peak lies half way on the mel scale.
+    # Slaney: 2 kHz is mel 15 + 27 ln 2 / ln 6.4, half of which lies on the straight part.
+    points: tuple[tuple[MelScale, float, float], ...] = (
+        ("htk", 8000.0, 700 * (math.sqrt(1 + 8000 / 700) - 1)),
+        ("slaney", 2000.0, (15 + 27 * math.log(2) / math.log(6.4)) / 2 * 200 / 3),
+    )
+    for scale, high_hz, middle_hz in points:
+        mel = mel_filters(1, 1 << 14, RATE_HZ, 0.0, high_hz, mel_scale=scale)
+        assert float(mel.argmax()) * RATE_HZ / (1 << 14) == pytest.approx(middle_hz, abs=1.0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 100, 160, 511, 4000])
+def test_centred_frames_of_any_length(num_samples: int) -> None:
+    frames = centred(torch.rand(2, num_samples))
+    assert frames.shape == (2, 1 + num_samples // 160, 64)
+    assert num_centred_frames(torch.tensor([num_samples]), 160).tolist() == [frames.shape[1]]
+    assert torch.isfinite(frames).all()
+
+
+def test_ends_are_reflected() -> None:
+    waveform = torch.randn(1, 2000)
+    by_hand = torch.nn.functional.pad(waveform, (256, 256), mode="reflect").unfold(1, 512, 160)
+    power = torch.fft.rfft(by_hand * torch.hann_window(512)).abs().square()
+    expected = power @ mel_filters(64, 512, RATE_HZ, 0.0, 8000.0)
+    torch.testing.assert_close(centred(waveform), expected)
+
+
+def test_a_padded_batch_is_reflected_at_each_clips_own_end() -> None:
+    lengths = [4000, 3999, 700, 90, 1]
+    waveform = torch.zeros(5, 4000)
+    for row, length in enumerate(lengths):
+        waveform[row, :length] = torch.rand(length) - 0.5
+    together = centred(waveform, torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        alone = centred(waveform[row : row + 1, :length])[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-4, atol=1e-5)
+    assert (together[3:, 6:] == 0).all()
+
+
+def test_decibels() -> None:
+    loud, quiet = torch.full((1, 3, 4), 100.0), torch.full((1, 3, 4), 1e-30)
+    loud[0, 0, 0] = 1e-9
+    both = torch.cat([loud, quiet])
+    assert decibels(both)[0, 0, 0] == pytest.approx(-90)
+    assert decibels(both)[1].max() == -100
+    assert decibels(both, range_db=80)[0, 0, 0] == 20 - 80
+    assert decibels(both, range_db=80)[1].max() == -100
+    assert decibels(both, range_db=80, range_over="batch")[1].max() == 20 - 80
+    assert decibels(both[:, :0], range_db=80).shape == (2, 0, 4)
+
+
+def test_centred_frames_are_float32_under_autocast() -> None:
+    waveform = torch.randn(1, 4000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = decibels(centred(waveform.bfloat16().float()))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, decibels(centred(waveform.bfloat16())))
+
+
+@pytest.mark.parametrize("shape", [(800,), (1, 2, 800), (2, 0)])
+def test_wrong_shape_for_centred_frames(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"wanted \(clips, samples\) with at least one sample"):
+        centred(torch.zeros(shape))

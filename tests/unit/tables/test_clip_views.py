@@ -16,7 +16,8 @@ from avcap_zoo.errors import DataError, WeightsError
 from avcap_zoo.systems.base import CHECKPOINT_KEY, OptimizerSettings
 from avcap_zoo.systems.captions import ScoreSettings
 from avcap_zoo.systems.lavcap import LAVCap
-from avcap_zoo.systems.lavcap.fusion import FusionKind, FusionSettings
+from avcap_zoo.systems.lavcap.fusion import FusionSettings
+from avcap_zoo.systems.lavcap.fusion_kinds import FusionKind
 from avcap_zoo.systems.lavcap.model import AudioSettings, PromptSettings
 from avcap_zoo.tables.clip_views import load_model, look_at_clips
 from avcap_zoo.tables.run_results import read_annotations

@@ -1,7 +1,8 @@
 """Official state-dict names to ours: CED checkpoints and the released LAVCap model.
 
 Dropped, and why: `front_end.*` (spectrogram constants; `ops.fbank` computes them), `output_layer.*` / `outputlayer.*`
-(CED's classifier, unused by LAVCap), `*.rotary_emb.inv_freq` (a constant that transformers recomputes).
+(CED's classifier, unused by LAVCap), `*.rotary_emb.inv_freq` (a constant that transformers recomputes), the text branch
+of a Q-Former (`backbones.qformer`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio.ced import PATCH_SIZE, CEDSettings
+from avcap_zoo.backbones.qformer import from_blip2_names
 
 _DROPPED = re.compile(r"(^|\.)(front_end|output_?layer)\.|\.rotary_emb\.inv_freq$")
 _LAVCAP_PREFIXES = (
@@ -22,6 +24,7 @@ _LAVCAP_PREFIXES = (
     ("speech_llama_proj.", "projector."),
     ("ln_aud.", "fusion.audio_norm."),
     ("ln_vis.", "fusion.visual_norm."),
+    ("cross_attn.", "fusion.cross_attention."),
 )
 
 
@@ -66,9 +69,10 @@ def lavcap_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         Names of `LAVCapModel`.
     """
-    ours: dict[str, Tensor] = {}
+    qformer = from_blip2_names(tensors, queries="speech_query_tokens", prefix="speech_Qformer.bert.")
+    ours = {f"fusion.windows.qformer.{name}": value for name, value in qformer.items()}
     for name, value in tensors.items():
-        if _DROPPED.search(name):
+        if _DROPPED.search(name) or name.startswith("speech_Qformer.") or name == "speech_query_tokens":
             continue
         renamed = "fusion.logit_scale" if name == "logit_scale" else name
         for official, mine in _LAVCAP_PREFIXES:

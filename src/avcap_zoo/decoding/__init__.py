@@ -1,0 +1,1 @@
+"""Decoding loops over a language model that transformers' generate() does not have."""
