@@ -196,7 +196,8 @@ def test_missing_arguments_only_when_something_is_missing() -> None:
 def test_no_model_and_no_data() -> None:
     assert why("--seed_everything", "1", refusal="are required: fit.model, fit.data") == [
         "no model given, wanted model: in a -c file, or --model with one of lavcap",
-        "no data given, wanted data: in a -c file, or --data with one of audiocaps, scenes",
+        "no data given, wanted data: in a -c file, or --data with one of audiocaps, clotho, coco, images, scenes, "
+        "vggss, wavcaps",
     ]
 
 
