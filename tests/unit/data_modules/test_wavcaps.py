@@ -96,7 +96,8 @@ def test_repeated_captionless_and_absent_clips(tmp_path: Path) -> None:
     [
         ({"id": "../../x", "caption": "y"}, r"sb_final.json: item 2: id '../../x' is no safe id"),
         ({"id": "a b", "caption": "y"}, "item 2: id 'a b' is no safe id"),
-        ({"id": None, "caption": 3}, "item 2: caption 3 is no text"),
+        ({"id": None, "caption": "y"}, "item 2: id None is no safe id"),
+        ({"id": "7", "caption": 3}, "item 2: caption 3 is no text"),
         ({"id": "7"}, "item 2: has no caption; found id"),
     ],
 )
