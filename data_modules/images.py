@@ -356,7 +356,7 @@ def read_shard(path: str) -> Iterator[tuple[str, str, bytes | str]]:
         with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
             while (member := shard.next()) is not None:
                 begun = True
-                shard.members.clear()  # it would keep a record of all it has seen
+                shard.members.clear()  # type: ignore[attr-defined]  # it would keep a record of all it has seen
                 if member.isdir() or not member.name.lower().endswith(PICTURE_SUFFIXES):
                     continue
                 where = f"{path}:{member.name}"

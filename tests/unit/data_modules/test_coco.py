@@ -83,7 +83,7 @@ def test_lists(tmp_path: Path, scenes_root: Path) -> None:
     put(root, "annotations/coco_karpathy_train.json", one_each)
     put(root, "annotations/coco_karpathy_val.json", together)
     for split in ("train", "val"):
-        assert coco(root, annotations="karpathy_lists").read_split(split).records == before[split]  # type: ignore[arg-type]
+        assert coco(root, annotations="karpathy_lists").read_split(split).records == before[split]
 
 
 def test_restval_is_joined_by_option(tmp_path: Path, scenes_root: Path) -> None:
