@@ -345,7 +345,7 @@ def fit(folder: Path, data: ImagesDataModule, *, checkpoint: Path | None = None,
     model = Listener()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's, on workers and steps between logs
-        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(model, data, ckpt_path=checkpoint)
     return model
 
 
