@@ -247,6 +247,7 @@ class CaptionDataModule(LightningDataModule):
         return ResumableLoader(
             sampler=sampler,
             progress=self._progress,
+            move_progress=self._move_progress,
             batch_size=self.batch_size,
             **self._loader_options("train"),
         )
@@ -532,6 +533,15 @@ class CaptionDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _move_progress(self, batches: int) -> None:
+        if self.trainer is None:
+            return
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        further = batches - current.ready
+        # All of its counters alike: which of them is one behind tells Lightning where in a step it was saved.
+        for name, count in vars(current).items():
+            setattr(current, name, count + further)
 
     def _loader_options(self, split: Split) -> dict[str, Any]:
         records = self.records(split)

@@ -241,9 +241,10 @@ def collate(
     waveforms = _all_or_none([sample.waveform for sample in real], "sound", batch)
     if waveforms:
         batch.num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-        length = next((length for length in audio_lengths if length >= padded.shape[1]), padded.shape[1])
-        batch.waveform = torch.nn.functional.pad(padded, (0, length - padded.shape[1]))
+        longest = max(map(len, waveforms))
+        batch.waveform = torch.zeros(len(waveforms), next((n for n in audio_lengths if n >= longest), longest))
+        for row, waveform in zip(batch.waveform, waveforms, strict=True):
+            row[: len(waveform)] = waveform
     frames = _all_or_none([sample.frames for sample in real], "pictures", batch)
     if frames:
         batch.frames = torch.stack([_pad_frames(clip, num_frames) for clip in frames])

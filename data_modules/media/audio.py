@@ -12,12 +12,18 @@ from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.errors import MediaError
 
 _VALUES_PER_READ = 1 << 22
+_LEAD_S = 0.2
+"""A compressed stream is entered so much early: its first block after a jump is not yet right."""
 _UNKNOWN_LENGTH = (1 << 63) - 1
 """What libsndfile says of a flac that was written to a pipe."""
 
 
 def read_audio(
-    path: Path, sample_rate_hz: int, clip_id: str, limits: MediaLimits = DEFAULT_LIMITS
+    path: Path,
+    sample_rate_hz: int,
+    clip_id: str,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    span_s: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
     """Read a sound, or the sound track of a video, as mono.
 
@@ -28,18 +34,22 @@ def read_audio(
         sample_rate_hz: rate of the result.
         clip_id: named in errors.
         limits: what the file may cost.
+        span_s: first and last second of the part that is read; None = all of it.
 
     Returns:
         (S,) float32 in [-1, 1].
 
     Raises:
-        MediaError: missing, empty, undecodable, silent by lack of samples, not finite, or beyond a limit.
+        MediaError: missing, empty, undecodable, silent by lack of samples, not finite, beyond a limit,
+            or ended before `span_s`.
     """
     if not path.is_file():
         raise MediaError(clip_id, path, "no such file")
     if path.stat().st_size == 0:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
-    mono, rate = _decode(path, clip_id, limits)
+    mono, rate = _decode(path, clip_id, limits, span_s)
+    if span_s is not None and not len(mono):
+        raise MediaError(clip_id, path, f"ends before {span_s[0]:g} s, where the clip begins")
     if not len(mono):
         raise MediaError(clip_id, path, "the file holds no samples")
     if not np.isfinite(mono).all():
@@ -52,7 +62,9 @@ def read_audio(
     return clipped
 
 
-def _decode(path: Path, clip_id: str, limits: MediaLimits) -> tuple[NDArray[np.float32], int]:
+def _decode(
+    path: Path, clip_id: str, limits: MediaLimits, span_s: tuple[float, float] | None
+) -> tuple[NDArray[np.float32], int]:
     """(S,) mean of the channels, and the sample rate."""
     import soundfile
 
@@ -62,10 +74,15 @@ def _decode(path: Path, clip_id: str, limits: MediaLimits) -> tuple[NDArray[np.f
     try:
         with soundfile.SoundFile(path) as file:
             _check_channels(file.channels, clip_id, path, limits)
-            if file.frames < _UNKNOWN_LENGTH:
+            left = _UNKNOWN_LENGTH
+            if span_s is not None and file.seekable():
+                file.seek(min(file.frames, round(span_s[0] * file.samplerate)))
+                left = round((span_s[1] - span_s[0]) * file.samplerate)
+            elif file.frames < _UNKNOWN_LENGTH:
                 _check_length(file.frames, file.samplerate, clip_id, path, limits)
             # In pieces: a header that lies about its length would make one read ask for all of it at once.
-            while len(part := file.read(max(1, _VALUES_PER_READ // file.channels), dtype="float32", always_2d=True)):
+            most = max(1, _VALUES_PER_READ // file.channels)
+            while len(part := file.read(min(most, left - num_samples), dtype="float32", always_2d=True)):
                 parts.append(part[:, 0] if part.shape[1] == 1 else part.mean(axis=1, dtype=np.float32))
                 num_samples += len(part)
                 _check_length(num_samples, file.samplerate, clip_id, path, limits)
@@ -73,10 +90,12 @@ def _decode(path: Path, clip_id: str, limits: MediaLimits) -> tuple[NDArray[np.f
             mono = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.float32)
             return mono, file.samplerate
     except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
-        return _decode_with_pyav(path, clip_id, limits)
+        return _decode_with_pyav(path, clip_id, limits, span_s)
 
 
-def _decode_with_pyav(path: Path, clip_id: str, limits: MediaLimits) -> tuple[NDArray[np.float32], int]:
+def _decode_with_pyav(
+    path: Path, clip_id: str, limits: MediaLimits, span_s: tuple[float, float] | None
+) -> tuple[NDArray[np.float32], int]:
     import av
 
     parts: list[NDArray[np.float32]] = []
@@ -89,7 +108,15 @@ def _decode_with_pyav(path: Path, clip_id: str, limits: MediaLimits) -> tuple[ND
                 raise MediaError(clip_id, path, "the file has no sound track")
             if container.streams.audio[0].codec_context is None:
                 raise MediaError(clip_id, path, "no decoder for its sound")
-            for frame in container.decode(audio=0):
+            stream = container.streams.audio[0]
+            start_s = float((stream.start_time or 0) * (stream.time_base or 0))
+            if span_s is not None and span_s[0] > _LEAD_S:
+                container.seek(int((start_s + span_s[0] - _LEAD_S) / float(stream.time_base or 1)), stream=stream)
+            for frame in container.decode(stream):
+                if span_s is not None and (frame.time or 0.0) - start_s >= span_s[1]:
+                    break
+                if not parts:
+                    first_s = (frame.time or 0.0) - start_s
                 if rate and frame.sample_rate != rate:
                     raise MediaError(clip_id, path, f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
                 if resampler is None or frame.layout.name != layout:
@@ -105,7 +132,11 @@ def _decode_with_pyav(path: Path, clip_id: str, limits: MediaLimits) -> tuple[ND
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(clip_id, path, f"not decodable as sound: {reason}") from error
-    return np.concatenate(parts) if parts else np.empty(0, np.float32), rate
+    mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    if span_s is not None and parts:
+        first = max(0, round((span_s[0] - first_s) * rate))
+        mono = mono[first : first + round((span_s[1] - span_s[0]) * rate)]
+    return mono, rate
 
 
 def _check_channels(channels: int, clip_id: str, path: Path, limits: MediaLimits) -> None:

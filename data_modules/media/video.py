@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def read_frames(
     limits: MediaLimits = DEFAULT_LIMITS,
     frames_per_s: float | None = None,
     at_s: float | None = None,
+    span_s: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
     """Read frames of a video, or of a folder of pictures in name order; a single picture gives K alike.
 
@@ -63,12 +65,13 @@ def read_frames(
         limits: what the file may cost.
         frames_per_s: see `frame_times_s`.
         at_s: take the frame of a video at this second, K times; None = spread them.
+        span_s: first and last second of the part of a video that counts as the clip; None = all of it.
 
     Returns:
         (K, 3, size_px, size_px) uint8; with a rate, fewer for a short video.
 
     Raises:
-        MediaError: missing, without pictures, undecodable, beyond a limit, or ended before `at_s`.
+        MediaError: missing, without pictures, undecodable, beyond a limit, or ended before `at_s` or `span_s`.
     """
     if path.is_dir():
         # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
@@ -83,23 +86,54 @@ def read_frames(
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return np.repeat(read_image(path, size_px, clip_id, limits)[None], num_frames, axis=0)
-    return _read_video(path, num_frames, size_px, clip_id, limits, frames_per_s, at_s)
+
+    def times_s(duration_s: float) -> NDArray[np.float64]:
+        if at_s is not None:
+            return np.full(num_frames, at_s)
+        first_s, last_s = span_s or (0.0, duration_s)
+        return first_s + frame_times_s(min(last_s, duration_s) - first_s, num_frames, frames_per_s)
+
+    reached_s = at_s if at_s is not None else span_s[0] if span_s else None
+    return np.stack(_read_video(path, clip_id, limits, reached_s, times_s, partial(_square, size_px=size_px)))
+
+
+def read_still(path: Path, at_s: float, clip_id: str, limits: MediaLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """The whole frame that a video shows at a second, upright.
+
+    Args:
+        path: video file.
+        at_s: counted from its first frame.
+        clip_id: named in errors.
+        limits: what the file may cost.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        MediaError: as `read_frames`.
+    """
+
+    def whole(frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+        rgb = reformatter.reformat(frame, frame.width, frame.height, "rgb24").to_ndarray()
+        return np.rot90(rgb, round((frame.rotation or 0) / 90)).astype(np.uint8)
+
+    return _read_video(path, clip_id, limits, at_s, lambda _: np.array([at_s]), whole)[0]
 
 
 def _read_video(
     path: Path,
-    num_frames: int,
-    size_px: int,
     clip_id: str,
     limits: MediaLimits,
-    frames_per_s: float | None,
-    at_s: float | None,
-) -> NDArray[np.uint8]:
+    reached_s: float | None,
+    times_s: Callable[[float], NDArray[np.float64]],
+    show: Callable[[VideoFrame, VideoReformatter], NDArray[np.uint8]],
+) -> list[NDArray[np.uint8]]:
+    """What is shown at `times_s` of the duration; `reached_s`: a second before which the video must not end."""
     import av
     from av.video.reformatter import VideoReformatter
 
     check_time = limits.stopwatch(clip_id, path)
-    squares: list[NDArray[np.uint8]] = []
+    shown: list[NDArray[np.uint8]] = []
     try:
         with open_container(path) as container:
             if not container.streams.video:
@@ -110,28 +144,26 @@ def _read_video(
             _check_pixels(stream.codec_context.width, stream.codec_context.height, clip_id, path, limits)
             stream.codec_context.thread_count = 1  # clips are small; data workers are the parallelism
             start_s, end_s = _span_s(container, stream)
-            if end_s - start_s > limits.max_duration_s:
-                reason = f"declares {end_s - start_s:.0f} s of video, at most {limits.max_duration_s:g} are read"
+            duration_s = end_s - start_s
+            if reached_s is None and duration_s > limits.max_duration_s:
+                reason = f"declares {duration_s:.0f} s of video, at most {limits.max_duration_s:g} are read"
                 raise MediaError(clip_id, path, f"{reason} (limits.max_duration_s)")
-            wanted_s = start_s + frame_times_s(end_s - start_s, num_frames, frames_per_s)
-            if at_s is not None:
-                if at_s >= end_s - start_s:
-                    raise MediaError(clip_id, path, f"ends after {end_s - start_s:g} s, wanted the frame at {at_s:g} s")
-                wanted_s = np.full(num_frames, start_s + at_s)
+            if reached_s is not None and reached_s >= duration_s:
+                raise MediaError(clip_id, path, f"ends after {duration_s:g} s, wanted the frame at {reached_s:g} s")
             reformatter = VideoReformatter()  # one scaler for all frames: making it costs more than using it
             last = None
-            for frame in _frames_at(container, stream, wanted_s, check_time):
+            for frame in _frames_at(container, stream, start_s + times_s(duration_s), check_time):
                 if frame is not last:
                     _check_pixels(frame.width, frame.height, clip_id, path, limits)
-                    square = _square(frame, size_px, reformatter)
-                squares.append(square)
+                    picture = show(frame, reformatter)
+                shown.append(picture)
                 last = frame
     except (av.error.FFmpegError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise MediaError(clip_id, path, f"not decodable as video: {said}") from error
-    if not squares:
+    if not shown:
         raise MediaError(clip_id, path, "the video holds no frames")
-    return np.stack(squares)
+    return shown
 
 
 def _frames_at(
@@ -188,7 +220,7 @@ def _span_s(container: InputContainer, stream: VideoStream) -> tuple[float, floa
     return start_s, max(ends, default=0) * tick_s
 
 
-def _square(frame: VideoFrame, size_px: int, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+def _square(frame: VideoFrame, reformatter: VideoReformatter, size_px: int) -> NDArray[np.uint8]:
     """(3, size, size) of a decoded frame, upright."""
     scale = size_px / min(frame.width, frame.height)
     width, height = max(size_px, round(frame.width * scale)), max(size_px, round(frame.height * scale))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch, ClipSource, Modality, run_folder
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import compare_keys
@@ -208,6 +208,14 @@ class System(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Checkpoints
+
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """What of this system may be computed once per clip; needs no `model` where the encoder has its own file.
+
+        Raises:
+            ConfigError: nothing of this modality is.
+        """
+        raise ConfigError(f"{type(self).__name__} has no frozen {modality} encoder: there is nothing to cache")
 
     def self_made_modules(self) -> list[str]:
         """Sub-modules whose weights exist in no file of their own, so that checkpoints must hold them whole."""

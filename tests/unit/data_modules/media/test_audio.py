@@ -110,6 +110,25 @@ def test_result_stays_within_one(tmp_path: Path) -> None:
     assert read_audio(hot, RATE_HZ, "c").max() == 1.0
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "m4a", "mp4"])
+def test_a_part_of_a_sound(tmp_path: Path, suffix: str) -> None:
+    # A second of 300 Hz, a second of 500 Hz, a second of 700 Hz, and so on: what is heard tells where it is from.
+    steps = np.concatenate([tone(hz=300 + 200 * second) for second in range(6)])
+    path = tmp_path / f"steps.{suffix}"
+    if suffix in {"m4a", "mp4"}:
+        pictures = numbered_frames(30) if suffix == "mp4" else None
+        path.write_bytes(encode(pictures, steps[None], fps=5, container="ipod" if suffix == "m4a" else "mp4"))
+    else:
+        write_sound(path, steps)
+    for second in (0, 3, 5):
+        samples = read_audio(path, 8_000, "c", span_s=(second + 0.25, second + 0.75))
+        assert len(samples) == 4_000
+        assert frequency_hz(samples, 8_000) == pytest.approx(300 + 200 * second, abs=4)
+    late = read_audio(path, RATE_HZ, "c", span_s=(5.5, 15.5))
+    assert len(late) == pytest.approx(RATE_HZ / 2, abs=2500)
+    media_error(lambda: read_audio(path, RATE_HZ, "c", span_s=(9.0, 19.0)), path, "^ends before 9 s, where the clip b")
+
+
 def test_silence_is_no_fault(tmp_path: Path) -> None:
     samples = read_audio(write_sound(tmp_path / "still.wav", np.zeros(RATE_HZ)), RATE_HZ, "c")
     assert samples.shape == (RATE_HZ,)

@@ -17,7 +17,7 @@ from avcap_zoo.data_modules.media import video
 from avcap_zoo.data_modules.media.audio import read_audio
 from avcap_zoo.data_modules.media.container import open_container
 from avcap_zoo.data_modules.media.limits import MediaLimits
-from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
+from avcap_zoo.data_modules.media.video import frame_times_s, read_frames, read_still
 from avcap_zoo.errors import MediaError
 from tests.unit.data_modules.media_files import (
     encode,
@@ -196,6 +196,20 @@ def test_a_long_film_is_jumped_through_not_decoded_whole(tmp_path: Path, contain
         assert steps < 60
     assert numbers_of(read_frames(path, 4, 32, "c")) == [0, 0, 0, 0]
     assert numbers_of(read_frames(path, 5, 32, "c")) == [24, 12, 0, 18, 6]
+
+
+def test_a_part_of_a_film_and_a_whole_frame(tmp_path: Path, film: Path) -> None:
+    assert numbers_of(read_frames(film, 4, 32, "c", span_s=(1.0, 1.8))) == [11, 13, 15, 17]
+    assert numbers_of(read_frames(film, 2, 32, "c", span_s=(1.0, 9.0))) == [12, 17]
+    media_error(
+        lambda: read_frames(film, 2, 32, "c", span_s=(2.0, 9.0)), film, "^ends after 2 s, wanted the frame at 2"
+    )
+    wide = tmp_path / "wide.mp4"
+    wide.write_bytes(encode(numbered_frames(4, (32, 64))))
+    still = read_still(wide, 0.25, "c")
+    assert still.shape == (32, 64, 3)
+    assert numbers_of(still[None].transpose(0, 3, 1, 2)) == [2]
+    media_error(lambda: read_still(wide, 0.5, "c"), wide, "^ends after 0.4 s, wanted the frame at 0.5 s$")
 
 
 def test_a_jump_that_lands_behind_its_time_is_taken_back(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
