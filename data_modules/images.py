@@ -22,7 +22,7 @@ from avcap_zoo.data_modules.media.image import decode_image
 from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
 from avcap_zoo.data_modules.media_files import scan_folder
-from avcap_zoo.data_modules.records import ClipRecord
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.sampling import ClipLoader
 from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
 
@@ -124,6 +124,20 @@ class ImagesDataModule(CaptionDataModule):
         """Paths of the shards of a split, in order of name; empty if it consists of single pictures."""
         paths = [record.visual or "" for record in self._index(split).records]
         return paths if paths and paths[0].lower().endswith(".tar") else []
+
+    def counted_things(self, split: Split) -> str:
+        """Pictures, or shards of nobody knows how many."""
+        return "shards" if self.shards(split) else "pictures"
+
+    def records(self, split: Split) -> PackedRecords:
+        """The pictures of a split.
+
+        Raises:
+            ConfigError: they lie in shards, which are streamed; caches of features are made from single files.
+        """
+        if self.shards(split):
+            raise ConfigError(f"{self.root} holds shards, and this needs single pictures: unpack them, one file each")
+        return super().records(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled by seed and epoch; resumes in mid-epoch, from shards as well.

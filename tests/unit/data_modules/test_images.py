@@ -302,6 +302,15 @@ def test_shards_without_pictures_end_with_one_error(tmp_path: Path, num_workers:
         ids(images(tmp_path, images_per_epoch=4, num_workers=num_workers).train_dataloader())
 
 
+def test_shards_are_no_single_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = images(shards(tmp_path), images_per_epoch=4)
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "images train: 4 of 4 shards present" in caplog.text
+    with pytest.raises(ConfigError, match="holds shards, and this needs single pictures: unpack them"):
+        data.plain_loader("train", 2, ("visual",))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
