@@ -147,7 +147,9 @@ class ClipDataset(Dataset[Sample]):
             if kept is not None:
                 setattr(sample, "audio_features" if modality == "audio" else "features", kept)
             elif modality == "audio" and record.audio is not None:
-                waveform = read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id, settings.limits)
+                waveform = read_audio(
+                    Path(record.audio), settings.sample_rate_hz, record.clip_id, record.window_s, settings.limits
+                )
                 if settings.max_duration_s is not None:
                     longest = max(1, round(settings.max_duration_s * settings.sample_rate_hz))
                     turn = epoch if self.training else 0  # in evaluation the same part in every epoch
@@ -160,6 +162,7 @@ class ClipDataset(Dataset[Sample]):
                     settings.num_frames,
                     settings.image_size_px,
                     record.clip_id,
+                    record.window_s,
                     settings.limits,
                     settings.frames_per_s,
                     record.frame_at_s,

@@ -236,7 +236,7 @@ def _make_sound(task: MediaTask, target: Path, settings: PreparationSettings) ->
     import soundfile
 
     source = Path(task.sound_source or "")
-    samples = read_audio(source, settings.sample_rate_hz, task.clip_id, settings.limits, _span(task))
+    samples = read_audio(source, settings.sample_rate_hz, task.clip_id, _window(task), settings.limits)
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, settings.sample_rate_hz, format="WAV", subtype="PCM_16")
     _write(target, buffer.getvalue())
@@ -245,7 +245,7 @@ def _make_sound(task: MediaTask, target: Path, settings: PreparationSettings) ->
 def _make_frames(task: MediaTask, target: Path, settings: PreparationSettings) -> None:
     source = Path(task.picture_source or "")
     frames = read_frames(
-        source, settings.num_frames, settings.image_size_px, task.clip_id, settings.limits, span_s=_span(task)
+        source, settings.num_frames, settings.image_size_px, task.clip_id, _window(task), settings.limits
     )
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -266,7 +266,7 @@ def _make_picture(task: MediaTask, target: Path, settings: PreparationSettings) 
     _write(target, source.read_bytes())
 
 
-def _span(task: MediaTask) -> tuple[float, float] | None:
+def _window(task: MediaTask) -> tuple[float, float] | None:
     return None if task.start_s is None else (task.start_s, task.start_s + CLIP_S)
 
 

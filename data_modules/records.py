@@ -31,6 +31,7 @@ class ClipRecord:
         duration_s: length of the clip; needed with `objects`.
         instruction: what the captions answer.
         frame_at_s: of a video, the one moment that is shown in every frame; None = spread over the clip.
+        window_s: the part of `audio` and `visual` that is the clip, from and to, in seconds; None = all of them.
     """
 
     clip_id: str
@@ -45,6 +46,7 @@ class ClipRecord:
     duration_s: float = 0.0
     instruction: str | None = None
     frame_at_s: float | None = None
+    window_s: tuple[float, float] | None = None
 
 
 @dataclass

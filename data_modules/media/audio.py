@@ -22,10 +22,10 @@ def read_audio(
     path: Path,
     sample_rate_hz: int,
     clip_id: str,
+    window_s: tuple[float, float] | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
-    span_s: tuple[float, float] | None = None,
 ) -> NDArray[np.float32]:
-    """Read a sound, or the sound track of a video, as mono.
+    """Read a sound, the sound track of a video, or a part of one, as mono.
 
     Channels are averaged; resampling is soxr HQ (about 1 ms for 10 s). A wav or mp3 that breaks off is read so far.
 
@@ -33,23 +33,23 @@ def read_audio(
         path: wav, flac, ogg, mp3, or anything FFmpeg's libraries decode.
         sample_rate_hz: rate of the result.
         clip_id: named in errors.
+        window_s: from and to, in seconds; None = the whole.
         limits: what the file may cost.
-        span_s: first and last second of the part that is read; None = all of it.
 
     Returns:
         (S,) float32 in [-1, 1].
 
     Raises:
         MediaError: missing, empty, undecodable, silent by lack of samples, not finite, beyond a limit,
-            or ended before `span_s`.
+            or ended before `window_s`.
     """
     if not path.is_file():
         raise MediaError(clip_id, path, "no such file")
     if path.stat().st_size == 0:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
-    mono, rate = _decode(path, clip_id, limits, span_s)
-    if span_s is not None and not len(mono):
-        raise MediaError(clip_id, path, f"ends before {span_s[0]:g} s, where the clip begins")
+    mono, rate = _decode(path, clip_id, limits, window_s)
+    if window_s is not None and not len(mono):
+        raise MediaError(clip_id, path, f"ends before {window_s[0]:g} s, where the clip begins")
     if not len(mono):
         raise MediaError(clip_id, path, "the file holds no samples")
     if not np.isfinite(mono).all():
@@ -63,7 +63,7 @@ def read_audio(
 
 
 def _decode(
-    path: Path, clip_id: str, limits: MediaLimits, span_s: tuple[float, float] | None
+    path: Path, clip_id: str, limits: MediaLimits, window_s: tuple[float, float] | None
 ) -> tuple[NDArray[np.float32], int]:
     """(S,) mean of the channels, and the sample rate."""
     import soundfile
@@ -75,9 +75,9 @@ def _decode(
         with soundfile.SoundFile(path) as file:
             _check_channels(file.channels, clip_id, path, limits)
             left = _UNKNOWN_LENGTH
-            if span_s is not None and file.seekable():
-                file.seek(min(file.frames, round(span_s[0] * file.samplerate)))
-                left = round((span_s[1] - span_s[0]) * file.samplerate)
+            if window_s is not None and file.seekable():
+                file.seek(min(file.frames, round(window_s[0] * file.samplerate)))
+                left = round((window_s[1] - window_s[0]) * file.samplerate)
             elif file.frames < _UNKNOWN_LENGTH:
                 _check_length(file.frames, file.samplerate, clip_id, path, limits)
             # In pieces: a header that lies about its length would make one read ask for all of it at once.
@@ -90,11 +90,11 @@ def _decode(
             mono = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.float32)
             return mono, file.samplerate
     except (soundfile.LibsndfileError, TypeError):  # TypeError: a name that ends in .raw
-        return _decode_with_pyav(path, clip_id, limits, span_s)
+        return _decode_with_pyav(path, clip_id, limits, window_s)
 
 
 def _decode_with_pyav(
-    path: Path, clip_id: str, limits: MediaLimits, span_s: tuple[float, float] | None
+    path: Path, clip_id: str, limits: MediaLimits, window_s: tuple[float, float] | None
 ) -> tuple[NDArray[np.float32], int]:
     import av
 
@@ -110,10 +110,10 @@ def _decode_with_pyav(
                 raise MediaError(clip_id, path, "no decoder for its sound")
             stream = container.streams.audio[0]
             start_s = float((stream.start_time or 0) * (stream.time_base or 0))
-            if span_s is not None and span_s[0] > _LEAD_S:
-                container.seek(int((start_s + span_s[0] - _LEAD_S) / float(stream.time_base or 1)), stream=stream)
+            if window_s is not None and window_s[0] > _LEAD_S:
+                container.seek(int((start_s + window_s[0] - _LEAD_S) / float(stream.time_base or 1)), stream=stream)
             for frame in container.decode(stream):
-                if span_s is not None and (frame.time or 0.0) - start_s >= span_s[1]:
+                if window_s is not None and (frame.time or 0.0) - start_s >= window_s[1]:
                     break
                 if not parts:
                     first_s = (frame.time or 0.0) - start_s
@@ -133,9 +133,9 @@ def _decode_with_pyav(
         reason = getattr(error, "strerror", None) or error
         raise MediaError(clip_id, path, f"not decodable as sound: {reason}") from error
     mono = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    if span_s is not None and parts:
-        first = max(0, round((span_s[0] - first_s) * rate))
-        mono = mono[first : first + round((span_s[1] - span_s[0]) * rate)]
+    if window_s is not None and parts:
+        first = max(0, round((window_s[0] - first_s) * rate))
+        mono = mono[first : first + round((window_s[1] - window_s[0]) * rate)]
     return mono, rate
 
 

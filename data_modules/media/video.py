@@ -46,10 +46,10 @@ def read_frames(
     num_frames: int,
     size_px: int,
     clip_id: str,
+    window_s: tuple[float, float] | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
     frames_per_s: float | None = None,
     at_s: float | None = None,
-    span_s: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
     """Read frames of a video, or of a folder of pictures in name order; a single picture gives K alike.
 
@@ -62,16 +62,16 @@ def read_frames(
         num_frames: K.
         size_px: side of the square frames.
         clip_id: named in errors.
+        window_s: from and to, in seconds from the video's first frame; None = the whole. Pictures have no time.
         limits: what the file may cost.
         frames_per_s: see `frame_times_s`.
         at_s: take the frame of a video at this second, K times; None = spread them.
-        span_s: first and last second of the part of a video that counts as the clip; None = all of it.
 
     Returns:
         (K, 3, size_px, size_px) uint8; with a rate, fewer for a short video.
 
     Raises:
-        MediaError: missing, without pictures, undecodable, beyond a limit, or ended before `at_s` or `span_s`.
+        MediaError: missing, without pictures, undecodable, beyond a limit, or ended before `at_s` or `window_s`.
     """
     if path.is_dir():
         # A name with a dot in front, as in "._1.jpg", is some system's note about a picture.
@@ -90,10 +90,10 @@ def read_frames(
     def times_s(duration_s: float) -> NDArray[np.float64]:
         if at_s is not None:
             return np.full(num_frames, at_s)
-        first_s, last_s = span_s or (0.0, duration_s)
+        first_s, last_s = window_s or (0.0, duration_s)
         return first_s + frame_times_s(min(last_s, duration_s) - first_s, num_frames, frames_per_s)
 
-    reached_s = at_s if at_s is not None else span_s[0] if span_s else None
+    reached_s = at_s if at_s is not None else window_s[0] if window_s else None
     return np.stack(_read_video(path, clip_id, limits, reached_s, times_s, partial(_square, size_px=size_px)))
 
 

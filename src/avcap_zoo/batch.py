@@ -89,6 +89,15 @@ class Batch:
         """Number of clips B."""
         return len(self.clip_ids)
 
+    def first(self) -> Batch:
+        """The same batch with its first clip alone, padding included."""
+        changed = copy(self)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "skipped" and isinstance(value, list | Tensor):
+                setattr(changed, f.name, value[:1])
+        return changed
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -135,12 +144,16 @@ class ClipSource(Protocol):
     Attributes:
         name: lower-case name of the data set.
         sample_rate_hz: rate of the sound it gives.
+        num_frames: frames of each clip.
+        image_size_px: side of the frames.
         modalities: what it decodes.
         skipped: clips that could not be read so far, by split and id.
     """
 
     name: str
     sample_rate_hz: int
+    num_frames: int
+    image_size_px: int
     modalities: tuple[Modality, ...]
     skipped: dict[Split, dict[str, SkippedClip]]
 

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from PIL import Image
 from torch import Tensor
 
 from avcap_zoo.batch import Batch, Modality
@@ -133,13 +135,32 @@ def test_checkpoint_holds_what_was_trained_and_refuses_another_base(
         tiny_trainer(tmp_path / "fourth").test(wrong, datamodule=tiny_data(scenes_root), ckpt_path=path)
 
 
+def test_the_look_inside_shows_frames_also_of_cached_features(scenes_root: Path, tmp_path: Path) -> None:
+    pictures = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        data = tiny_data(scenes_root)
+        data.setup("validate")
+        if cached:
+            np.save(tmp_path / "features.npy", np.ones((4, 32), np.float32))
+            for record in data.splits["val"].records:
+                record.features = str(tmp_path / "features.npy")
+        run = tmp_path / f"cached_{cached}"
+        tiny_trainer(run, limit_val_batches=1).validate(tiny_lavcap(), datamodule=data, verbose=False)
+        (path,) = (run / "figures").glob("inside-*.png")
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert pictures[0].shape[0] > 560  # frames, spectrogram and plan
+
+
 def test_validation_test_and_predict_write_scores_and_captions(scenes_root: Path, tmp_path: Path) -> None:
     system = tiny_lavcap()
     data = tiny_data(scenes_root)
     trainer = tiny_trainer(tmp_path)
     (validation,) = trainer.validate(system, datamodule=data, verbose=False)
     assert {"val/cider", "val/bleu_1", "val/bleu_4"} <= set(validation)
-    (pictures,) = (tmp_path / "figures").glob("transport_plan-*.png")
+    (pictures,) = (tmp_path / "figures").glob("inside-*.png")
     assert pictures.stat().st_size > 100
     trainer.test(system, datamodule=data, verbose=False)
     rows = [json.loads(line) for line in (tmp_path / "test_captions.jsonl").read_text().splitlines()]

@@ -236,7 +236,7 @@ def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI)
     """
     # Lightning 2.6 asks torch >= 2.12 in a way that torch calls deprecated; users can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
+    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
         return cli(prog, arguments)
@@ -252,7 +252,8 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """What `PARSER_MODE` reads from a text: YAML, short names replaced."""
     return expand_config(get_loader("yaml")(text))
 
 

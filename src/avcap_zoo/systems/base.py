@@ -91,6 +91,7 @@ class System(LightningModule):
         self.init_args = {key: plain(value) for key, value in init_args.items()}
         self.strict_loading = False  # we check keys ourselves: frozen weights are left out on purpose
         self.prepared = False
+        self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
 
@@ -118,6 +119,12 @@ class System(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
+        self.decoding = {
+            "sample_rate_hz": data.sample_rate_hz,
+            "num_frames": data.num_frames,
+            "image_size_px": data.image_size_px,
+            "precision": str(self.trainer.precision),
+        }
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
             raise ConfigError(
@@ -244,6 +251,7 @@ class System(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__name__}",
             "init_args": json.dumps(self.init_args),
+            "data": dict(self.decoding),
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
             "rng": _rng_states(),

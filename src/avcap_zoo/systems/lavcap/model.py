@@ -251,9 +251,14 @@ class LAVCapModel(nn.Module):
         return losses
 
     @torch.no_grad()
-    def caption(self, batch: Batch) -> list[str]:
-        """One caption per clip, decoded with the evaluation prompt."""
-        fused = self.fuse(batch)
+    def caption(self, batch: Batch, fused: FusedTokens | None = None) -> list[str]:
+        """One caption per clip, decoded with the evaluation prompt.
+
+        Args:
+            batch: B clips.
+            fused: what `fuse` made of this batch, where that is known already.
+        """
+        fused = self.fuse(batch) if fused is None else fused
         before, after = self._prompt_ids([self.prompts.evaluation] * len(batch))
         text = self.language.wrap(self.projector(fused.tokens), fused.mask, before, after)
         return self.language.decode(self.language.generate(text, self.generation))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
-from avcap_zoo.batch import Batch, FrozenEncoder, Modality
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.ops.heat_map import heat_map
 from avcap_zoo.systems.base import OptimizerSettings, Requirements
-from avcap_zoo.systems.captions import CaptionSystem, ScoreSettings
+from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
+from avcap_zoo.systems.lavcap.inside import SAMPLE_RATE_HZ, draw, look_at
 from avcap_zoo.systems.lavcap.model import (
     AudioSettings,
     LAVCapModel,
@@ -24,8 +24,6 @@ from avcap_zoo.systems.lavcap.model import (
     frozen_audio,
     frozen_vision,
 )
-
-SAMPLE_RATE_HZ = 16_000
 
 
 class LAVCap(CaptionSystem):
@@ -120,9 +118,25 @@ class LAVCap(CaptionSystem):
         return {**asdict(self.generation), "prompt": self.prompts.evaluation}
 
     @torch.no_grad()
+    def explain(self, batch: Batch) -> list[Explanation]:
+        """Captions, each with its frames over its spectrogram over its transport plan, on one time axis."""
+        fused = self.model.fuse(batch)
+        captions = self.model.caption(batch, fused)
+        return [
+            Explanation(clip_id, caption, draw(inside, clip_id=clip_id, caption=caption, kind=self.fusion.kind))
+            for clip_id, caption, inside in zip(
+                batch.clip_ids, captions, look_at(self.model, batch, fused), strict=True
+            )
+        ]
+
     def look_inside(self, batch: Batch) -> None:
-        """The transport plan of the first clip: frames downwards, audio tokens to the right, bright = assigned."""
-        log_plan = self.model.fuse(batch).log_plan
-        if log_plan is not None:
-            plan = log_plan[0].exp().float().cpu().numpy()
-            self.log_picture("transport_plan", heat_map(plan, pixels_per_cell=12))
+        """Log the picture of the first clip; a batch of cached features is decoded anew for it."""
+        data = getattr(self.trainer, "datamodule", None)
+        if (batch.audio_features is not None or batch.visual_features is not None) and isinstance(data, ClipSource):
+            raw = next(iter(data.plain_loader("val", 1, self.requirements.modalities)))
+            known = {"audio": raw.waveform, "visual": raw.frames}
+            if len(raw) and all(known[modality] is not None for modality in self.requirements.modalities):
+                batch = raw.to(self.device)
+        picture = self.explain(batch.first())[0].picture
+        if picture is not None:
+            self.log_picture("inside", picture)

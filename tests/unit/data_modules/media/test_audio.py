@@ -121,12 +121,14 @@ def test_a_part_of_a_sound(tmp_path: Path, suffix: str) -> None:
     else:
         write_sound(path, steps)
     for second in (0, 3, 5):
-        samples = read_audio(path, 8_000, "c", span_s=(second + 0.25, second + 0.75))
+        samples = read_audio(path, 8_000, "c", window_s=(second + 0.25, second + 0.75))
         assert len(samples) == 4_000
         assert frequency_hz(samples, 8_000) == pytest.approx(300 + 200 * second, abs=4)
-    late = read_audio(path, RATE_HZ, "c", span_s=(5.5, 15.5))
+    late = read_audio(path, RATE_HZ, "c", window_s=(5.5, 15.5))
     assert len(late) == pytest.approx(RATE_HZ / 2, abs=2500)
-    media_error(lambda: read_audio(path, RATE_HZ, "c", span_s=(9.0, 19.0)), path, "^ends before 9 s, where the clip b")
+    media_error(
+        lambda: read_audio(path, RATE_HZ, "c", window_s=(9.0, 19.0)), path, "^ends before 9 s, where the clip b"
+    )
 
 
 def test_silence_is_no_fault(tmp_path: Path) -> None:
@@ -238,7 +240,9 @@ def test_more_than_the_longest_sound(tmp_path: Path, suffix: str) -> None:
         write_sound(path, tone(2))
     else:
         path.write_bytes(encode(samples=tone(2)[None], container="ipod"))
-    media_error(lambda: read_audio(path, RATE_HZ, "c", MediaLimits(max_duration_s=1)), path, "more than 1 s of sound")
+    media_error(
+        lambda: read_audio(path, RATE_HZ, "c", limits=MediaLimits(max_duration_s=1)), path, "more than 1 s of sound"
+    )
 
 
 def test_channels_may_change_midway_but_the_rate_may_not(tmp_path: Path) -> None:

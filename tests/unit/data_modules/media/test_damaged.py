@@ -118,7 +118,7 @@ def test_too_many_channels(tmp_path: Path) -> None:
     media_error(lambda: read_audio(path, RATE_HZ, "c"), path, reason)
     limits = MediaLimits(max_channels=1)
     path.write_bytes(encode(samples=np.stack([tone()] * 2), container="ipod"))
-    media_error(lambda: read_audio(path, RATE_HZ, "c", limits), path, "^2 channels, at most 1 are read")
+    media_error(lambda: read_audio(path, RATE_HZ, "c", limits=limits), path, "^2 channels, at most 1 are read")
 
 
 def test_a_billion_declared_samples_take_no_memory(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_large_frames(tmp_path: Path) -> None:
     path = tmp_path / "large.mp4"
     path.write_bytes(encode(numbered_frames(2, (64, 48))))
     reason = r"^48 x 64 pixels, at most 3000 are read \(limits.max_pixels\)$"
-    media_error(lambda: read_frames(path, 2, 16, "c", MediaLimits(max_pixels=3000)), path, reason)
+    media_error(lambda: read_frames(path, 2, 16, "c", limits=MediaLimits(max_pixels=3000)), path, reason)
 
 
 def test_wall_time(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_wall_time(tmp_path: Path) -> None:
     reason = r"^decoding takes more than 1e-09 s \(limits.max_decode_s\)$"
     film = tmp_path / "film.mp4"
     film.write_bytes(encode(numbered_frames(4), tone()[None]))
-    media_error(lambda: read_frames(film, 2, 16, "c", limits), film, reason)
-    media_error(lambda: read_audio(film, RATE_HZ, "c", limits), film, reason)
+    media_error(lambda: read_frames(film, 2, 16, "c", limits=limits), film, reason)
+    media_error(lambda: read_audio(film, RATE_HZ, "c", limits=limits), film, reason)
     sound = write_sound(tmp_path / "sound.wav")
-    media_error(lambda: read_audio(sound, RATE_HZ, "c", limits), sound, reason)
+    media_error(lambda: read_audio(sound, RATE_HZ, "c", limits=limits), sound, reason)
 
 
 @pytest.mark.parametrize("name", ["max_duration_s", "max_channels", "max_pixels", "max_decode_s"])

@@ -199,10 +199,10 @@ def test_a_long_film_is_jumped_through_not_decoded_whole(tmp_path: Path, contain
 
 
 def test_a_part_of_a_film_and_a_whole_frame(tmp_path: Path, film: Path) -> None:
-    assert numbers_of(read_frames(film, 4, 32, "c", span_s=(1.0, 1.8))) == [11, 13, 15, 17]
-    assert numbers_of(read_frames(film, 2, 32, "c", span_s=(1.0, 9.0))) == [12, 17]
+    assert numbers_of(read_frames(film, 4, 32, "c", window_s=(1.0, 1.8))) == [11, 13, 15, 17]
+    assert numbers_of(read_frames(film, 2, 32, "c", window_s=(1.0, 9.0))) == [12, 17]
     media_error(
-        lambda: read_frames(film, 2, 32, "c", span_s=(2.0, 9.0)), film, "^ends after 2 s, wanted the frame at 2"
+        lambda: read_frames(film, 2, 32, "c", window_s=(2.0, 9.0)), film, "^ends after 2 s, wanted the frame at 2"
     )
     wide = tmp_path / "wide.mp4"
     wide.write_bytes(encode(numbered_frames(4, (32, 64))))
@@ -300,7 +300,9 @@ def test_longer_than_an_hour(tmp_path: Path, film: Path) -> None:
     path = tmp_path / "long.mp4"
     path.write_bytes(content)
     limits = MediaLimits(max_duration_s=1)
-    media_error(lambda: read_frames(path, 2, 32, "c", limits), path, "declares .* s of video, at most 1 are read")
+    media_error(
+        lambda: read_frames(path, 2, 32, "c", limits=limits), path, "declares .* s of video, at most 1 are read"
+    )
 
 
 def test_a_title_that_is_no_utf_8_does_not_matter(tmp_path: Path) -> None:
