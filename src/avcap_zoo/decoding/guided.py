@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -68,7 +69,7 @@ class CosineScorer:
         clip_embeddings: (B, D), one per clip, of any length.
 
     Raises:
-        ShapeError: `clip_embeddings` is not 2-D, or text embeddings have another width.
+        ShapeError: `clip_embeddings` is not 2-D or has too few rows, or text embeddings have another width.
 
     Source: ZerAuCap (arXiv 2311.08396), cosine between audio and text embeddings.
     """
@@ -81,6 +82,10 @@ class CosineScorer:
 
     def score(self, texts: Sequence[str], clip_index: Tensor) -> Tensor:
         """(N,) float32 cosines; a text with a zero embedding has cosine 0."""
+        if int(clip_index.max()) >= len(self.clip_embeddings):  # on a GPU indexing would end the process
+            raise ShapeError(
+                f"there are {len(self.clip_embeddings)} clip embeddings, and a text for clip {int(clip_index.max())}"
+            )
         rows = [tuple(row) for row in self.encoder.token_rows(texts)]
         unique = sorted(set(rows), key=lambda row: (len(row), row))
         encoded = self.encoder.encode_rows(unique)
@@ -131,7 +136,7 @@ class TraceStep:
 
     Attributes:
         token_ids: candidates of the language model.
-        texts: what the scorer was shown; empty when it was not asked.
+        texts: what the scorer was shown, or would have been with beta above 0.
         lm_probs: probabilities over the whole vocabulary.
         similarities: from the scorer; empty when it was not asked.
         guidance: softmax of the scaled similarities; empty when the scorer was not asked.
@@ -261,7 +266,7 @@ class GuidedDecoder:
     def __init__(
         self, model: Any, tokenizer: Any, settings: GuidedSettings, *, stop_tokens: Collection[int] | None = None
     ) -> None:
-        _check_settings(settings, model.config.vocab_size)
+        _check_settings(settings, model.config.get_text_config().vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
@@ -285,7 +290,7 @@ class GuidedDecoder:
                     f"prompt {clip} has {len(row)} tokens, decoding_length is {length}: nothing is left to generate; "
                     f"raise decoding_length or shorten the prompt"
                 )
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and length - 1 > positions:
             raise ConfigError(
                 f"decoding_length is {length}, the language model has {positions} positions: "
@@ -326,8 +331,10 @@ class GuidedDecoder:
         while True:
             ids = state.logits.topk(settings.num_candidates, dim=1).indices
             lm_prob = state.logits.float().softmax(dim=1).gather(1, ids)
-            texts = self._texts(state.clips, results, ids) if settings.beta > 0 else []
-            similarity = _ask(scorer, texts, state.clips, ids, step) if scorer is not None and texts else None
+            texts = self._texts(state.clips, results, ids) if settings.beta > 0 or trace else []
+            similarity = None
+            if scorer is not None and settings.beta > 0:
+                similarity = _ask(scorer, texts, state.clips, ids, step)
             guidance = None if similarity is None else (settings.temperature * similarity).softmax(dim=1)
             ahead = self._read_candidates(state, ids) if settings.alpha > 0 else None
             degeneration = None if ahead is None else state.degeneration(ahead.hidden)
@@ -497,10 +504,13 @@ def _check_settings(settings: GuidedSettings, vocabulary_size: int) -> None:
             1 <= settings.num_candidates <= vocabulary_size,
             f"1 to {vocabulary_size}, the size of the vocabulary",
         ),
-        "beta": (settings.beta >= 0, "0 or more"),
-        "temperature": (settings.temperature > 0, "more than 0"),
+        "beta": (0 <= settings.beta < math.inf, "0 or more"),
+        "temperature": (0 < settings.temperature < math.inf, "more than 0"),
         "alpha": (0 <= settings.alpha <= 1, "0 to 1"),
-        "end_penalty": (settings.end_penalty is None or settings.end_penalty >= 0, "0 or more, or null for none"),
+        "end_penalty": (
+            settings.end_penalty is None or 0 <= settings.end_penalty < math.inf,
+            "0 or more, or null for none",
+        ),
         "decoding_length": (settings.decoding_length >= 1, "1 or more"),
         "max_text_tokens": (settings.max_text_tokens >= 1, "1 or more"),
     }

@@ -40,9 +40,11 @@ class OptimizerSettings:
         lr: peak learning rate.
         betas: AdamW's.
         weight_decay: AdamW's.
-        warmup_steps: optimizer steps of linear warm-up from 0.
+        warmup_steps: optimizer steps of linear warm-up.
         warmup_epochs: the same in epochs; used when `warmup_steps` is None.
+        warmup_start_share: learning rate of the very first step as a share of the peak; None = one step's worth.
         schedule: after the warm-up: `cosine` or `linear` down to `min_lr_share`, or `constant`.
+        decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
     """
 
@@ -51,7 +53,9 @@ class OptimizerSettings:
     weight_decay: float = 1e-6
     warmup_steps: int | None = None
     warmup_epochs: float = 2.0
+    warmup_start_share: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_from: Literal["peak", "start"] = "peak"
     min_lr_share: float = 0.0
 
 
@@ -232,11 +236,11 @@ class System(LightningModule):
         """Names of the tensors that a checkpoint holds: trained, moving, or without another home."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         homeless = tuple(f"{name}." for name in self.self_made_modules())
-        parameters = dict(self.named_parameters())
+        moving = {name for name, _ in self.named_buffers()}  # not the scales of a quantised layer
         return {
             name
             for name in self.state_dict()
-            if name in trained or name.startswith(homeless or ("\0",)) or name not in parameters
+            if name in trained or name.startswith(homeless or ("\0",)) or name in moving
         }
 
     def frozen_fingerprint(self) -> str:
@@ -320,13 +324,16 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
         step: from 0.
         total: optimizer steps of the run.
         warmup: steps of linear warm-up.
-        settings: schedule and last share.
+        settings: schedule, first and last share.
     """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        if settings.warmup_start_share is None:
+            return (step + 1) / (warmup + 1)
+        return settings.warmup_start_share + (1 - settings.warmup_start_share) * step / warmup
     if settings.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    first = warmup if settings.decay_from == "peak" else 0
+    progress = min(1.0, (step - first) / max(1, total - first))
     fall = progress if settings.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return 1.0 - (1.0 - settings.min_lr_share) * fall
 

@@ -76,12 +76,13 @@ def test_targets_may_be_longer_endings() -> None:
 
 @pytest.mark.parametrize(
     ("targets", "named"),
-    [(("query",), "query"), (("q_proj", "value"), "value"), (("proj",), "proj"), ((), r"\(empty\)")],
+    [(("query",), "query"), (("q_proj", "value"), "value"), (("proj",), "proj")],
 )
 def test_a_target_that_is_not_there(targets: tuple[str, ...], named: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"^model.language.lora.targets: no linear layer is named {named}; this model has out, q_proj, v_proj$",
+        match=rf"^model.language.lora.targets: no linear layer is named {named}; this model has out, q_proj, v_proj: "
+        r"name some of them in model.language.lora.targets$",
     ):
         set_training_mode(blocks(), "lora", LoRASettings(targets=targets), "model.language")
 
@@ -89,10 +90,21 @@ def test_a_target_that_is_not_there(targets: tuple[str, ...], named: str) -> Non
 def test_linear_layers_of_gpt_2() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
-    set_training_mode(model, "lora", LoRASettings(rank=2, targets=("c_attn",)), "x")
-    assert len(trained(model)) == 2
-    with pytest.raises(ConfigError, match="this model has c_attn, c_fc, c_proj, lm_head"):
-        set_training_mode(
-            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)), "lora", LoRASettings(), "x"
-        )
+    def gpt_2() -> nn.Module:
+        model: nn.Module = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
+        return model
+
+    for lora in (LoRASettings(rank=2), LoRASettings(rank=2, targets=("c_attn",))):  # by family, and by name
+        model = gpt_2()
+        set_training_mode(model, "lora", lora, "x")
+        assert [name.split(".lora_")[0] for name in trained(model)] == ["transformer.h.0.attn.c_attn"] * 2
+    with pytest.raises(ConfigError, match="named q_proj; this model has c_attn, c_fc, c_proj, lm_head: name some"):
+        set_training_mode(gpt_2(), "lora", LoRASettings(targets=("q_proj",)), "x")
+
+
+def test_a_module_of_no_family_has_the_common_layers() -> None:
+    module = blocks()
+    set_training_mode(module, "lora", LoRASettings(rank=2), "x")
+    assert {name.split(".")[1] for name in trained(module)} == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match="this model has none"):
+        set_training_mode(nn.LayerNorm(3), "lora", LoRASettings(), "x")

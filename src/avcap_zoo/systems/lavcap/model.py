@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.backbones.audio.ced import CED, PATCH_SIZE, CEDSettings
+from avcap_zoo.backbones.audio.ced import CED, CEDSettings
 from avcap_zoo.backbones.language import CausalLanguageModel, GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
 from avcap_zoo.batch import Batch, FrozenEncoder, Modality
 from avcap_zoo.errors import ConfigError, ShapeError, WeightsError
-from avcap_zoo.ops.fbank import normalised_fbank, num_kaldi_frames
 from avcap_zoo.ops.masking import length_mask
 from avcap_zoo.ops.spec_augment import spec_augment
 from avcap_zoo.systems.lavcap.fusion import FusedTokens, Fusion, FusionSettings
@@ -148,18 +147,17 @@ class LAVCapModel(nn.Module):
         return frozen_audio(self.audio_encoder, self.audio_settings)
 
     def spectrogram(self, waveform: Tensor, num_samples: Tensor) -> Tensor:
-        """(B, T, F) normalised filter bank of (B, S) waveforms at 16 kHz."""
-        return spectrogram(self.audio_settings, waveform, num_samples)
+        """(B, T, F) input of the audio encoder, of (B, S) waveforms at 16 kHz."""
+        return self.audio_encoder.spectrogram(waveform, num_samples)
 
     def encode_spectrogram(self, spectrogram: Tensor) -> Tensor:
         """(B, T', C) audio tokens of (B, T, F) spectrograms: encoder, then mean over frequency (`spec_f_mean`)."""
         if self.training and (self.audio_settings.augment_bins or self.audio_settings.augment_frames):
-            encoder = self.audio_settings.encoder
             spectrogram = spec_augment(
                 spectrogram,
                 max_bins=self.audio_settings.augment_bins,
                 max_frames=self.audio_settings.augment_frames,
-                value=-encoder.feature_mean / encoder.feature_std,  # zero before normalisation, as released
+                value=self.audio_settings.encoder.blank_value,
             )
         tokens: Tensor = self.audio_encoder(spectrogram).mean(dim=1)
         return tokens
@@ -178,7 +176,7 @@ class LAVCapModel(nn.Module):
         if batch.waveform is None or batch.num_samples is None:
             raise ConfigError(f"fusion.kind {self.fusion.settings.kind} needs sound, the data module gives none")
         tokens = self.encode_spectrogram(self.spectrogram(batch.waveform, batch.num_samples))
-        return tokens, token_mask(self.audio_settings, tokens, batch.num_samples)
+        return tokens, token_mask(self.audio_encoder, self.audio_settings, tokens, batch.num_samples)
 
     def encode_vision(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP's.
@@ -286,33 +284,17 @@ def build_audio_encoder(settings: AudioSettings) -> CED:
 
 
 def tokens_are_constant(settings: AudioSettings) -> bool:
-    """Whether a clip's audio tokens never change in training."""
-    still = settings.training == "frozen" and settings.encoder.frozen_batch_norm == "eval"
+    """Whether a clip's audio tokens depend on nothing but the clip: no training, and no longer clip beside it."""
+    alone = settings.encoder.front_end == "kaldi"  # of fixed length; the other is as long as the batch
+    still = alone and settings.training == "frozen" and settings.encoder.frozen_batch_norm == "eval"
     return still and not (settings.augment_bins or settings.augment_frames)
 
 
-def spectrogram(settings: AudioSettings, waveform: Tensor, num_samples: Tensor) -> Tensor:
-    """(B, T, F) normalised filter bank of (B, S) waveforms at 16 kHz."""
-    encoder = settings.encoder
-    return normalised_fbank(
-        waveform,
-        num_samples,
-        target_length=encoder.target_length,
-        mean=encoder.feature_mean,
-        std=encoder.feature_std,
-        num_mel_bins=encoder.num_mel_bins,
-        frame_shift_ms=encoder.frame_shift_ms,
-        pad_with_silence=encoder.pad_with_silence,
-    )
-
-
-def token_mask(settings: AudioSettings, tokens: Tensor, num_samples: Tensor) -> Tensor:
+def token_mask(encoder: CED, settings: AudioSettings, tokens: Tensor, num_samples: Tensor) -> Tensor:
     """(B, T') mask of (B, T', C) audio tokens: those that hear more than padding, or all of them as released."""
     if not settings.mask_padding:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    frames = num_kaldi_frames(num_samples, frame_shift_ms=settings.encoder.frame_shift_ms)
-    patches = frames.add(PATCH_SIZE - 1).div(PATCH_SIZE, rounding_mode="floor").clamp_min(1)
-    return length_mask(patches, tokens.shape[1])
+    return length_mask(encoder.num_tokens(num_samples), tokens.shape[1])
 
 
 def frozen_vision(encoder: CLIPFrameEncoder) -> FrozenEncoder:
@@ -338,14 +320,15 @@ def frozen_audio(encoder: CED, settings: AudioSettings) -> FrozenEncoder:
         raise ConfigError(
             f"audio tokens change in training (model.init_args.audio.training is {settings.training}, "
             f"encoder.frozen_batch_norm {settings.encoder.frozen_batch_norm}, augment_bins {settings.augment_bins}, "
-            f"augment_frames {settings.augment_frames}): they can be cached with frozen, eval, 0 and 0 only"
+            f"augment_frames {settings.augment_frames}) or with the batch (encoder.front_end "
+            f"{settings.encoder.front_end}): they can be cached with frozen, eval, 0, 0 and kaldi only"
         )
 
     def encode(batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.waveform is None or batch.num_samples is None:
             raise ConfigError("audio features are made of sound, the data module gives none")
-        tokens = encoder(spectrogram(settings, batch.waveform, batch.num_samples)).mean(dim=1)
-        return tokens, token_mask(settings, tokens, batch.num_samples)
+        tokens = encoder(encoder.spectrogram(batch.waveform, batch.num_samples)).mean(dim=1)
+        return tokens, token_mask(encoder, settings, tokens, batch.num_samples)
 
     made_with = [fingerprint(encoder.state_dict()), asdict(settings.encoder), settings.mask_padding]
     return FrozenEncoder("audio", encoder, encode, f"ced-{_hash(made_with)}")
