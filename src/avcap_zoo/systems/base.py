@@ -234,7 +234,9 @@ class System(LightningModule):
 
     def checkpoint_names(self) -> set[str]:
         """Names of the tensors that a checkpoint holds: trained, moving, or without another home."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        # Tied weights have two names in the state dict, and both are asked for.
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         homeless = tuple(f"{name}." for name in self.self_made_modules())
         moving = {name for name, _ in self.named_buffers()}  # not the scales of a quantised layer
         return {
