@@ -3,8 +3,8 @@
     python benchmarks/vlrm_iteration.py [--batch-size 16] [--tokens 24] [--rounds 3]
 
 Random weights at toy size; the same captions for both, since only the likeliest token is drawn. Counted are the images
-that go through the image tower. Then, each in a process of its own, the peak of memory of a policy pass with and without
-`captioner.gradient_checkpointing`, above that of the process before the pass (`ru_maxrss`; the whole process, on CPU).
+that go through the image tower. Then, each in a process of its own, what a policy pass with and without
+`captioner.gradient_checkpointing` adds to the peak of the process's memory (`ru_maxrss`, on the processor).
 
 Claims: one call of the tower per image, at least twice as fast, less memory with checkpointing.
 """

@@ -53,7 +53,7 @@ def retrieval_ranks(images: Tensor, texts: Tensor, *, chunk_size: int = 1024) ->
 
 
 def recall_scores(ranks: Tensor, cut_offs: Sequence[int] = CUT_OFFS) -> dict[str, float]:
-    """Scores of (N,) ranks: `mrr` (mean of 1 / rank), `recall_<k>` (share of ranks up to k), and of the ranks themselves."""
+    """Scores of (N,) ranks: `mrr` (mean of 1 / rank), `recall_<k>` (share of ranks up to k), mean, median, maximum."""
     exact = ranks.double()
     scores = {"mrr": float(exact.reciprocal().mean())}
     scores |= {f"recall_{k}": float((ranks <= k).double().mean()) for k in cut_offs}
