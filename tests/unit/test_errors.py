@@ -16,6 +16,7 @@ from avcap_zoo.errors import (
     ShapeError,
     WeightsError,
     first_line,
+    how_to_get,
     hub_error,
     require_extra,
 )
@@ -88,3 +89,11 @@ def test_hub_error_lets_other_errors_through() -> None:
         raise KeyboardInterrupt
     with hub_error("a", "b"):
         pass
+
+
+def test_only_our_own_missing_models_have_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert how_to_get("runs/pretrained/clip.safetensors") == "make it: lightning fit -c configs/tiny/clip.yaml"
+    assert how_to_get("Salesforce/blip2-opt-2.7b") == how_to_get("runs/mine/clip.safetensors") == ""
+    Path("runs/pretrained/itm").mkdir(parents=True)
+    assert how_to_get("runs/pretrained/itm") == ""
