@@ -13,8 +13,8 @@ from torch import Tensor
 from avcap_zoo.backbones.audio.htsat import HTSAT, HTSATSettings
 from avcap_zoo.backbones.audio_text import WavCapsCLAP, WavCapsSettings
 from avcap_zoo.ops.fbank import mel_filters
+from avcap_zoo.systems.zeraucap.keymap import htsat_to_clap_audio, load_wavcaps_tensors
 from avcap_zoo.weights.load import load_strictly
-from avcap_zoo.weights.wavcaps import htsat_to_clap_audio, load_wavcaps_tensors
 from tests.parity.golden import GOLDEN, golden_names
 
 FOLDER = GOLDEN / "zeraucap"
