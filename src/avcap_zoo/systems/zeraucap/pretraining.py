@@ -30,25 +30,44 @@ _STEM_LETTERS = 4
 
 
 class CLAPPretraining(System):
-    """Trains a CLAP on pairs of a clip and one of its captions, and saves it.
+    """Trains a CLAP on pairs of a clip and a text, and saves it.
 
-    With several processes each compares within its own batch.
+    The text is one of the clip's captions or, as in the training of LAION's and WavCaps' models, a label: here a
+    keyword that its captions name (see `named_keywords`). With several processes each compares within its own batch.
 
     Args:
         audio_text: kind `clap`; a source is trained further, without one the weights are new.
+        keywords: see `keywords.read_keywords`.
+        keyword_share: share of the texts that are keywords, as far as captions name any.
         save_to: folder of the result; replaced when the run ends.
         optimizer: learning rate and schedule.
     """
 
     model: CLAP
 
-    def __init__(self, audio_text: AudioTextSettings, save_to: str, optimizer: OptimizerSettings) -> None:
-        super().__init__(optimizer, {"audio_text": audio_text, "save_to": save_to, "optimizer": optimizer})
+    def __init__(
+        self,
+        audio_text: AudioTextSettings,
+        keywords: str,
+        save_to: str,
+        optimizer: OptimizerSettings,
+        keyword_share: float = 0.4,
+    ) -> None:
+        arguments: dict[str, Any] = {
+            "audio_text": audio_text,
+            "keywords": keywords,
+            "save_to": save_to,
+            "optimizer": optimizer,
+            "keyword_share": keyword_share,
+        }
+        super().__init__(optimizer, arguments)
         if audio_text.kind != "clap":
             raise ConfigError(
                 f"model.init_args.audio_text.kind is {audio_text.kind}, only clap can be saved in transformers format"
             )
         self.audio_text = audio_text
+        self.keywords = read_keywords(keywords)
+        self.keyword_share = keyword_share
         self.save_to = Path(save_to)
 
     @property
@@ -62,14 +81,22 @@ class CLAPPretraining(System):
             self.model = CLAP(self.audio_text.clap)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Symmetric contrastive loss of the clips and the captions they are trained on."""
+        """Symmetric contrastive loss of the clips and their texts."""
         if batch.waveform is None or batch.num_samples is None:
             raise ConfigError("CLAPPretraining needs sound, the data module gives none")
-        texts = self.model.embed_texts(batch.caption)
+        pairs = zip(batch.caption, batch.captions, strict=True)
+        texts = self.model.embed_texts([self.text(caption, captions) for caption, captions in pairs])
         sounds = self.model.embed_audio(batch.waveform, batch.num_samples)
         towers = self.model.model
         scales = towers.logit_scale_a.exp(), towers.logit_scale_t.exp()
         return {"contrastive": contrastive_loss(sounds, texts, *scales)}
+
+    def text(self, caption: str, captions: Sequence[str]) -> str:
+        """A caption, or a keyword that one of the clip's captions names; which of them is drawn."""
+        if float(torch.rand(())) >= self.keyword_share:
+            return caption
+        named = named_keywords(captions, self.keywords)
+        return named[int(torch.randint(len(named), ()))] if named else caption
 
     def on_train_end(self) -> None:
         """Save model, tokenizer and front end."""

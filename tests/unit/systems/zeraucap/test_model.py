@@ -109,9 +109,9 @@ def test_an_empty_batch(model: ZerAuCapModel) -> None:
 def test_one_candidate_is_greedy_whatever_the_guide_says(tmp_path: Path) -> None:
     batch = sounds(0.8, 0.5)
     guided = built(toy_system(tmp_path, guided={"num_candidates": 1, "beta": 5.0})).model.caption(batch)
-    greedy = built(
-        toy_system(tmp_path, guided={"num_candidates": 8, "beta": 0.0, "end_penalty": None})
-    ).model.caption(batch)
+    greedy = built(toy_system(tmp_path, guided={"num_candidates": 8, "beta": 0.0, "end_penalty": None})).model.caption(
+        batch
+    )
     assert guided == greedy
 
 
@@ -206,5 +206,5 @@ def test_a_prompt_that_leaves_no_room(tmp_path: Path) -> None:
 
 
 def test_a_batch_without_sound(model: ZerAuCapModel) -> None:
-    with pytest.raises(ConfigError, match="add audio to data.init_args.modalities"):
+    with pytest.raises(ConfigError, match=r"add audio to data\.init_args\.modalities"):
         model.caption(Batch(["a"], [[]], [""]))

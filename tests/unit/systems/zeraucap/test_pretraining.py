@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,22 @@ def test_contrastive_loss_is_the_mean_of_both_directions() -> None:
 
 def test_only_a_clap_can_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"audio_text\.kind is wavcaps, only clap"):
-        CLAPPretraining(AUDIO_TEXT, str(tmp_path), OptimizerSettings())
+        CLAPPretraining(AUDIO_TEXT, str(keyword_file(tmp_path)), str(tmp_path), OptimizerSettings())
 
 
 def test_more_keywords_than_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="num_keywords is 9, the list has 6"):
         language_pretraining(tmp_path, num_keywords=9)
+
+
+def test_texts_of_sounds_are_captions_or_labels(tmp_path: Path) -> None:
+    def texts(share: float, captions: list[str]) -> set[str]:
+        clap = replace(AUDIO_TEXT, kind="clap")
+        words, saved = str(keyword_file(tmp_path)), str(tmp_path / "saved")
+        system = CLAPPretraining(clap, words, saved, OptimizerSettings(), keyword_share=share)
+        return {system.text("a dog barks", captions) for _ in range(30)}
+
+    assert texts(0.0, ["rain falls"]) == {"a dog barks"}
+    assert texts(1.0, ["rain falls", "a dog barks"]) == {"rain", "dog barking"}
+    assert texts(1.0, ["nothing"]) == {"a dog barks"}
+    assert texts(0.5, ["rain falls"]) == {"a dog barks", "rain"}
