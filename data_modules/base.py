@@ -1,324 +1,43 @@
-"""What all data modules share: records of clips, decoding, skipping of broken media, batches, reports."""
+"""What all data modules share: settings, checks of the folder, loaders, reports of what is missing or broken.
+
+A data module needs `CaptionDataModule`, `ClipRecord` and `SplitIndex`; all three may be imported from here.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import math
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent, Split, run_folder
-from avcap_zoo.data_modules.media.audio import read_audio
-from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
-from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader, epoch_order
-from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
+from avcap_zoo.batch import Batch, FrozenEncoder, Modality, SkippedClip, Split, run_folder
+from avcap_zoo.data_modules.annotations import read_id_list
+from avcap_zoo.data_modules.cropping import CropPolicy
+from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, collate_or_error
+from avcap_zoo.data_modules.feature_cache import CacheInfo, FeatureReader, FeatureWriter, NumberType
+from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
+from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader
+from avcap_zoo.errors import ConfigError, DataError
+
+__all__ = ["CaptionDataModule", "ClipRecord", "SplitIndex"]
 
 ROOT_VARIABLE = "AVCAP_DATA"
 _NAMED_IDS = 5
-
-
-@dataclass
-class ClipRecord:
-    """One clip of a split: its references and where its media lie.
-
-    Attributes:
-        clip_id: unique in the split.
-        captions: references, none empty.
-        audio: sound file.
-        visual: video file, or folder of pictures.
-        features: .npy file with one vector per frame.
-        audio_features: .npy file with one vector per audio token.
-        sounds: labelled stretches of sound, as keyword arguments of `batch.SoundEvent`.
-        objects: labelled objects with the seconds in which they are seen: label, onset_s, offset_s, box (left, top,
-            right, bottom).
-        duration_s: length of the clip; needed with `objects`.
-    """
-
-    clip_id: str
-    captions: list[str]
-    audio: str | None = None
-    visual: str | None = None
-    features: str | None = None
-    audio_features: str | None = None
-    sounds: list[dict[str, Any]] | None = None
-    objects: list[dict[str, Any]] | None = None
-    duration_s: float = 0.0
-
-
-@dataclass
-class SplitIndex:
-    """What a split holds on this disk.
-
-    Attributes:
-        records: clips whose media are there.
-        missing: id and reason of those that are not.
-    """
-
-    records: list[ClipRecord] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def num_official(self) -> int:
-        """Clips that the annotations name."""
-        return len(self.records) + len(self.missing)
-
-
-class PackedRecords:
-    """Records as one block of bytes, so that data workers share it instead of copying Python objects.
-
-    Args:
-        records: any number of clips.
-    """
-
-    def __init__(self, records: Iterable[ClipRecord]) -> None:
-        lines = [json.dumps(asdict(record)).encode() for record in records]
-        self._bytes = np.frombuffer(b"".join(lines), dtype=np.uint8)
-        self._ends = np.cumsum([len(line) for line in lines], dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Number of clips."""
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> ClipRecord:
-        """The record at an index."""
-        start = self._ends[index - 1] if index else 0
-        return ClipRecord(**json.loads(self._bytes[start : self._ends[index]].tobytes()))
-
-
-@dataclass
-class Sample:
-    """One decoded clip, and the broken ones met on the way to it. `record` is None if there is no clip to show."""
-
-    record: ClipRecord | None
-    caption: str = ""
-    waveform: Tensor | None = None
-    frames: Tensor | None = None
-    features: Tensor | None = None
-    audio_features: Tensor | None = None
-    skipped: list[SkippedClip] = field(default_factory=list)
-
-
-@dataclass
-class DecodeSettings:
-    """How media become tensors; see the arguments of `CaptionDataModule`."""
-
-    sample_rate_hz: int
-    num_frames: int
-    image_size_px: int
-    modalities: tuple[Modality, ...]
-    on_error: Literal["skip", "raise"]
-    prefer_features: bool = True
-
-
-class ClipDataset(Dataset[Sample]):
-    """Decodes clips by (epoch, position).
-
-    In training an unreadable clip is replaced by the next of the epoch's order; in evaluation it is left out.
-
-    Args:
-        records: clips of the split.
-        settings: how to decode.
-        seed: of the order and of the choice among captions.
-        training: shuffled order and one drawn caption, or file order and the first.
-    """
-
-    def __init__(self, records: PackedRecords, settings: DecodeSettings, *, seed: int, training: bool) -> None:
-        self.records = records
-        self.settings = settings
-        self.seed = seed
-        self.training = training
-        self._order: tuple[int, Tensor] | None = None
-
-    def __len__(self) -> int:
-        """Number of clips."""
-        return len(self.records)
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        """Decode a clip.
-
-        Raises:
-            MediaError: with `on_error: raise`.
-            DataError: in training, twenty clips in a row (or all) are unreadable.
-        """
-        epoch, position = draw
-        skipped: list[SkippedClip] = []
-        attempts = min(20, len(self)) if self.training else 1
-        for attempt in range(attempts):
-            index = self._index(epoch, (position + attempt) % len(self))
-            record = self.records[index]
-            try:
-                sample = self._decode(record)
-            except MediaError as error:
-                if self.settings.on_error == "raise":
-                    raise
-                skipped.append(SkippedClip(error.clip_id, error.path, error.reason))
-                continue
-            sample.caption = self._caption(record, epoch, index)
-            sample.skipped = skipped
-            return sample
-        if self.training:
-            first = skipped[0]
-            raise DataError(
-                f"{attempts} clips in a row cannot be read, the first is {first.clip_id} ({first.path}): "
-                f"{first.reason}; check the media folder"
-            )
-        return Sample(record=None, skipped=skipped)
-
-    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample] | DataError:
-        """Decode the clips of a batch for `ClipLoader`, which raises what is returned as an error."""
-        try:
-            return [self[draw] for draw in draws]
-        except DataError as error:
-            return error
-
-    def _index(self, epoch: int, position: int) -> int:
-        if not self.training:
-            return position
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self), self.seed, epoch))
-        return int(self._order[1][position])
-
-    def _caption(self, record: ClipRecord, epoch: int, index: int) -> str:
-        if not record.captions:
-            return ""
-        if not self.training:
-            return record.captions[0]
-        choice = np.random.default_rng((self.seed, epoch, index)).integers(len(record.captions))
-        return record.captions[int(choice)]
-
-    def _decode(self, record: ClipRecord) -> Sample:
-        settings = self.settings
-        sample = Sample(record)
-        if "audio" in settings.modalities and record.audio_features is not None and settings.prefer_features:
-            sample.audio_features = torch.from_numpy(_read_features(Path(record.audio_features), record.clip_id))
-        elif "audio" in settings.modalities and record.audio is not None:
-            sample.waveform = torch.from_numpy(read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id))
-        if "visual" in settings.modalities and record.features is not None and settings.prefer_features:
-            sample.features = torch.from_numpy(_read_features(Path(record.features), record.clip_id))
-        elif "visual" in settings.modalities and record.visual is not None:
-            frames = read_frames(Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id)
-            sample.frames = torch.from_numpy(frames)
-        return sample
-
-
-def _read_features(path: Path, clip_id: str) -> NDArray[np.float32]:
-    """(K, C) float32 of a .npy file."""
-    if not path.is_file():
-        raise MediaError(clip_id, path, "no such file")
-    try:
-        features = np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy's header parser lets through whatever a damaged file makes it stumble over
-        raise MediaError(clip_id, path, f"not readable as .npy: {first_line(error)}") from error
-    if not isinstance(features, np.ndarray):
-        raise MediaError(clip_id, path, "is an .npz archive, wanted one array")
-    if features.ndim != 2 or not features.size or not np.issubdtype(features.dtype, np.floating):
-        raise MediaError(clip_id, path, f"is {features.shape} {features.dtype}, wanted (frames, width) of floats")
-    single: NDArray[np.float32] = features.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise MediaError(clip_id, path, "holds numbers that are not finite")
-    return single
-
-
-def _collate_or_error(samples: Sequence[Sample] | DataError, num_frames: int) -> Batch | DataError:
-    """`collate` for `ClipLoader`: an error is handed over, not raised."""
-    if isinstance(samples, DataError):
-        return samples
-    try:
-        return collate(samples, num_frames)
-    except DataError as error:
-        return error
-
-
-def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
-    """Samples to a batch: waveforms zero-padded to the longest, pictures stacked, missing clips left out.
-
-    Args:
-        samples: decoded clips; those without a record only bring their reports.
-        num_frames: K, for the labelled boxes.
-
-    Raises:
-        DataError: some clips have sound or pictures and others do not, or visual features of different widths.
-    """
-    real = [sample for sample in samples if sample.record is not None]
-    records = [sample.record for sample in real if sample.record is not None]
-    batch = Batch(
-        clip_ids=[record.clip_id for record in records],
-        captions=[record.captions for record in records],
-        caption=[sample.caption for sample in real],
-        skipped=[clip for sample in samples for clip in sample.skipped],
-    )
-    waveforms = _all_or_none([sample.waveform for sample in real], "sound", batch)
-    if waveforms:
-        batch.num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        batch.waveform = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
-    frames = _all_or_none([sample.frames for sample in real], "pictures", batch)
-    if frames:
-        batch.frames = torch.stack(frames)
-        batch.frame_mask = torch.ones(batch.frames.shape[:2], dtype=torch.bool)
-    features = _all_or_none([sample.features for sample in real], "visual features", batch)
-    if features:
-        batch.visual_features, batch.frame_mask = _pad_features(features, "visual", batch)
-    audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
-    if audio_features:
-        batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
-    if records and all(record.sounds is not None for record in records):
-        batch.sound_events = [[SoundEvent(**sound) for sound in record.sounds or []] for record in records]
-    if records and all(record.objects is not None for record in records):
-        batch.boxes = [_boxes(record, num_frames) for record in records]
-    return batch
-
-
-def _all_or_none(tensors: list[Tensor | None], what: str, batch: Batch) -> list[Tensor]:
-    present = [tensor for tensor in tensors if tensor is not None]
-    if present and len(present) < len(tensors):
-        lacking = [clip_id for clip_id, tensor in zip(batch.clip_ids, tensors, strict=True) if tensor is None]
-        raise DataError(f"clips {', '.join(lacking[:_NAMED_IDS])} have no {what}, others of their batch have")
-    return present
-
-
-def _stamp(path: str | None) -> tuple[int, int]:
-    """Size and time of change of a file, so that exchanged media are noticed."""
-    if path is None or not Path(path).exists():
-        return (0, 0)
-    status = Path(path).stat()
-    return (status.st_size, status.st_mtime_ns)
-
-
-def _pad_features(features: list[Tensor], kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, N, C) features and (B, N) mask of sequences of different lengths."""
-    widths = {tensor.shape[1]: clip_id for tensor, clip_id in zip(features, batch.clip_ids, strict=True)}
-    if len(widths) > 1:
-        named = ", ".join(f"{clip_id} has {width}" for width, clip_id in sorted(widths.items()))
-        raise DataError(f"{kind} features of one batch differ in width: {named}; they come from different encoders")
-    counts = torch.tensor([len(tensor) for tensor in features])
-    mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
-
-
-def _boxes(record: ClipRecord, num_frames: int) -> list[Box]:
-    """Boxes of the objects seen in each of the K frames."""
-    times_s = frame_times_s(record.duration_s, num_frames)
-    return [
-        Box(seen["label"], frame, *seen["box"])
-        for seen in record.objects or []
-        for frame, time_s in enumerate(times_s)
-        if seen["onset_s"] <= time_s < seen["offset_s"]
-    ]
 
 
 class CaptionDataModule(LightningDataModule):
@@ -340,13 +59,30 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: stop when more than this share of a split's clips turned out unreadable.
         min_present_share: stop at the start when fewer than this share of the official clips are on disk.
         predict_split: split captioned by `predict`.
+        subset: file that lists the clip ids to use, one a line, relative to the data folder: of the test split, or
+            a file per split as in {test: paper_test_ids.txt}. Its hash goes into the results.
+        max_duration_s: longer sounds are cropped to this; None = never. Pictures are not affected.
+        crop: which part of a longer sound is kept: `start`, `centre`, or `seeded` (drawn by seed and clip id, in
+            training anew in each epoch).
+        frames_per_s: take frames at this rate, `num_frames` of them at most, instead of spreading `num_frames` evenly;
+            what a short clip lacks is masked.
+        audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips are
+            cut to the last one. Empty = padded to the longest clip.
+        drop_last: leave clips that fill no training batch to the next epoch, so that all batches have one size.
+        limits: what a single media file may cost.
+        visual_cache: folder made by `avcap cache visual`, taken instead of pictures.
+        audio_cache: folder made by `avcap cache audio`, taken instead of sound.
+        pin_memory: batches in page-locked memory; None = if there is a CUDA device.
+        persistent_workers: keep decoding processes from epoch to epoch.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a modality that the data set does not have.
     """
 
     name: str
     """Lower-case name of the data set."""
+    given_modalities: ClassVar[tuple[Modality, ...]] = ("audio", "visual")
+    """What the data set has."""
 
     def __init__(
         self,
@@ -364,6 +100,17 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: float = 0.05,
         min_present_share: float = 0.5,
         predict_split: Split = "test",
+        subset: str | dict[Split, str] | None = None,
+        max_duration_s: float | None = None,
+        crop: CropPolicy = "start",
+        frames_per_s: float | None = None,
+        audio_buckets_s: tuple[float, ...] = (),
+        drop_last: bool = False,
+        limits: MediaLimits = DEFAULT_LIMITS,
+        visual_cache: str | None = None,
+        audio_cache: str | None = None,
+        pin_memory: bool | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         super().__init__()
         for key, value in (
@@ -378,7 +125,22 @@ class CaptionDataModule(LightningDataModule):
         for key, value in (("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
+        if max_duration_s is not None and not max_duration_s > 0:
+            raise ConfigError(f"data.init_args.max_duration_s is {max_duration_s}, wanted more than 0 (or null)")
+        absent = [modality for modality in modalities if modality not in self.given_modalities]
+        if absent or not modalities:
+            raise ConfigError(
+                f"data.init_args.modalities is {list(modalities)}, but {self.name} gives "
+                f"{' and '.join(self.given_modalities)}"
+            )
+        for key, numbers in (
+            ("frames_per_s", () if frames_per_s is None else (frames_per_s,)),
+            ("audio_buckets_s", audio_buckets_s),
+        ):
+            if not all(0 < number < math.inf for number in numbers):
+                raise ConfigError(f"data.init_args.{key} is {', '.join(map(str, numbers))}, wanted more than 0")
         self.root = _root(root, self.name)
+        self.subset: dict[Split, str] = {"test": subset} if isinstance(subset, str) else dict(subset or {})
         self.sample_rate_hz = sample_rate_hz
         self.modalities = modalities
         self.num_frames = num_frames
@@ -390,10 +152,28 @@ class CaptionDataModule(LightningDataModule):
         self.max_skipped_share = max_skipped_share
         self.min_present_share = min_present_share
         self.predict_split: Split = predict_split
-        self.decode = DecodeSettings(sample_rate_hz, num_frames, image_size_px, tuple(modalities), on_error)
+        self.frames_per_s = frames_per_s
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.decode = DecodeSettings(
+            sample_rate_hz,
+            num_frames,
+            image_size_px,
+            tuple(modalities),
+            on_error,
+            max_duration_s=max_duration_s,
+            crop=crop,
+            limits=limits,
+            frames_per_s=frames_per_s,
+            audio_buckets_s=tuple(audio_buckets_s),
+        )
+        named: dict[Modality, str | None] = {"visual": visual_cache, "audio": audio_cache}
+        self.feature_caches = {modality: Path(path).expanduser() for modality, path in named.items() if path}
         self.splits: dict[Split, SplitIndex] = {}
         self.skipped: dict[Split, dict[str, SkippedClip]] = {}
         self._packed: dict[Split, PackedRecords] = {}
+        self._readers: dict[tuple[Split, Modality], FeatureReader] = {}
 
     @abstractmethod
     def read_split(self, split: Split) -> SplitIndex:
@@ -402,6 +182,10 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             DataError: files missing or malformed; all problems of a file at once.
         """
+
+    def has_validation(self) -> bool:
+        """Whether there is a validation split; a fit goes without one where the data set publishes none."""
+        return True
 
     def prepare_data(self) -> None:
         """Check the folder and write `missing.csv` (split, id, reason) into it. Runs on one process."""
@@ -438,7 +222,8 @@ class CaptionDataModule(LightningDataModule):
                     f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
                     f"lower data.init_args.min_present_share if that is meant"
                 )
-            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present")
+            counted = self.counted_things(split)
+            rank_zero_info(f"{self.name} {split}: {present} of {official} {counted} present{_extent(index)}")
 
     def records(self, split: Split) -> PackedRecords:
         """The clips of a split that are on disk."""
@@ -447,17 +232,30 @@ class CaptionDataModule(LightningDataModule):
         return self._packed[split]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled by seed and epoch; resumes in mid-epoch."""
+        """Shuffled by seed and epoch; resumes in mid-epoch.
+
+        Raises:
+            ConfigError: with `drop_last`, fewer clips than one batch.
+        """
+        num_clips = len(self.records("train"))
+        whole = self.batch_size if self.drop_last else None
+        sampler = EpochSampler(num_clips, *self._rank(), whole)
+        if not len(sampler):
+            raise ConfigError(
+                f"{self.name} train has {num_clips} clips, which fill no batch of data.init_args.batch_size "
+                f"{self.batch_size} on {sampler.world_size} processes: set data.init_args.drop_last to false"
+            )
         return ResumableLoader(
-            sampler=EpochSampler(len(self.records("train")), *self._rank()),
+            sampler=sampler,
             progress=self._progress,
+            move_progress=self._move_progress,
             batch_size=self.batch_size,
             **self._loader_options("train"),
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split in file order."""
-        return self.evaluation_loader("val")
+        """The validation split in file order; no batches if the data set has none."""
+        return self.evaluation_loader("val") if self.has_validation() else []  # type: ignore[return-value]
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split in file order."""
@@ -479,13 +277,38 @@ class CaptionDataModule(LightningDataModule):
         """Clips that the annotations of a split name, on disk or not."""
         return self._index(split).num_official
 
+    def counted_things(self, split: Split) -> str:
+        """What the records of a split are, in the report at the start."""
+        return "official clips"
+
+    def num_clips(self, split: Split) -> int:
+        """Clips of a split that are on disk, or as far as is known."""
+        return len(self.records(split))
+
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
+        index = self._index(split)
+        described: dict[str, Any] = {
+            "name": self.name,
+            "split": split,
+            "annotations": index.sources,
+            "present": len(index.records),
+            "official": index.num_official,
+            "left_out": index.left_out,
+        }
+        if index.subset is not None:
+            described["subset"] = {"file": str(index.subset.path), "sha256": index.subset.sha256}
+        if self.decode.max_duration_s is not None:
+            described["crop"] = {"max_duration_s": self.decode.max_duration_s, "policy": self.decode.crop}
+        return described
+
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
         clips = [
             (record.clip_id, record.captions, *_stamp(record.audio), *_stamp(record.visual))
             for record in self._index("train").records
         ]
-        decoding = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
+        decoding = [str(self.root.resolve()), self._decoding("audio"), self._decoding("visual")]
         return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
 
     def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
@@ -501,7 +324,7 @@ class CaptionDataModule(LightningDataModule):
     def plain_loader(
         self, split: Split, batch_size: int, modalities: tuple[Modality, ...], *, shuffled: bool = False
     ) -> DataLoader[Batch]:
-        """A loader outside the Trainer, in this process: for preparing backbones and caching their features.
+        """A loader outside the Trainer, in this process: for preparing backbones.
 
         Args:
             split: which clips.
@@ -509,24 +332,127 @@ class CaptionDataModule(LightningDataModule):
             modalities: what is decoded, even if cached features are in use.
             shuffled: order of seed and epoch (`loader.sampler.set_epoch`) instead of file order.
         """
-        records = self.records(split)
-        decode = replace(self.decode, modalities=modalities, prefer_features=False)
-        return ClipLoader(
-            ClipDataset(records, decode, seed=self.seed, training=shuffled),  # type: ignore[arg-type]
-            sampler=EpochSampler(len(records)),
-            batch_size=batch_size,
-            collate_fn=partial(_collate_or_error, num_frames=self.num_frames),
+        return self._decoding_loader(
+            split, batch_size, modalities, EpochSampler(len(self.records(split))), shuffled=shuffled
         )
 
-    def use_feature_folder(self, folder: Path, modality: Modality) -> None:
-        """Read a modality's features from `folder/<split>/<clip id>.npy` from now on, where such a file exists."""
-        field_name = "audio_features" if modality == "audio" else "features"
+    def cache_features(
+        self,
+        encoder: FrozenEncoder,
+        folder: Path,
+        splits: tuple[Split, ...],
+        *,
+        device: torch.device,
+        dtype: NumberType = "float32",
+        shard: tuple[int, int] = (0, 1),
+        batch_size: int = 32,
+    ) -> dict[Split, tuple[int, int]]:
+        """Store what an encoder makes of every clip; what is there already is not computed again.
+
+        Args:
+            encoder: sees each clip once, without gradient.
+            folder: of the cache.
+            splits: which clips.
+            device: where `encoder` is.
+            dtype: of the stored numbers.
+            shard: share of the clips, i of n; n processes fill one folder.
+            batch_size: clips per call of the encoder.
+
+        Returns:
+            By split, clips of this share that are stored, and clips of this share.
+
+        Raises:
+            DataError: the folder was made with something else or cannot be written.
+        """
+        info = CacheInfo(encoder.modality, encoder.key, self._decoding(encoder.modality), dtype)
+        counts: dict[Split, tuple[int, int]] = {}
+        for split in splits:
+            ids = [record.clip_id for record in self._index(split).records]
+            writer = FeatureWriter(folder, split, ids, info)
+            draws = [(0, row) for row in writer.todo(shard)]
+            loader = self._decoding_loader(split, batch_size, (encoder.modality,), draws, num_workers=self.num_workers)
+            for batch in tqdm(loader, desc=f"{encoder.modality} features, {split}", mininterval=1.0, disable=not draws):
+                if batch.skipped:
+                    writer.mark_unreadable([clip.clip_id for clip in batch.skipped])
+                    for clip in batch.skipped:
+                        rank_zero_warn(
+                            f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}"
+                        )
+                if len(batch):
+                    with torch.inference_mode():
+                        writer.write(batch.clip_ids, *encoder.encode(batch.to(device)))
+            share = len(range(shard[0], len(ids), shard[1]))
+            counts[split] = (share - len(writer.todo(shard)), share)
+        return counts
+
+    def use_feature_cache(self, folder: Path, modality: Modality) -> None:
+        """Take a modality's features from a cache from now on.
+
+        Raises:
+            DataError: it was made from clips decoded in another way, or lacks a split in use.
+        """
+        self.feature_caches[modality] = folder
         for split, index in self.splits.items():
-            known = {path.stem for path in (folder / split).glob("*.npy")}
-            for record in index.records:
-                if record.clip_id in known:
-                    setattr(record, field_name, str(folder / split / f"{record.clip_id}.npy"))
+            self._attach_cache(index, split, modality, folder)
         self._packed.clear()
+
+    def _decoding(self, modality: Modality) -> dict[str, Any]:
+        """What of our settings changes the input of an encoder, by key of `data.init_args`."""
+        if modality == "visual":
+            return {key: getattr(self, key) for key in ("num_frames", "image_size_px", "frames_per_s")}
+        decode = self.decode
+        cropped = (
+            {} if decode.max_duration_s is None else {"max_duration_s": decode.max_duration_s, "crop": decode.crop}
+        )
+        return {
+            "sample_rate_hz": self.sample_rate_hz,
+            "audio_buckets_s": list(decode.audio_buckets_s),
+            **cropped,
+        }
+
+    def _attach_cache(self, index: SplitIndex, split: Split, modality: Modality, folder: Path) -> None:
+        reader = FeatureReader(folder, split)
+        encoder, dtype = reader.info.encoder, reader.info.dtype  # the system checks the one; the other is free
+        reader.info.check(folder, wanted=CacheInfo(modality, encoder, self._decoding(modality), dtype))
+        lengths, rows = reader.lengths(), reader.rows()
+        kept = []
+        for record in index.records:
+            if record.clip_id not in lengths:
+                index.missing.append((record.clip_id, f"not in the {modality} cache {folder}"))
+                continue
+            if lengths[record.clip_id]:  # else its media could not be read: decoding will say why
+                record.cached[modality] = (rows[record.clip_id], lengths[record.clip_id])
+            kept.append(record)
+        index.records = kept
+        self._readers[split, modality] = reader
+
+    def _decoding_loader(
+        self,
+        split: Split,
+        batch_size: int,
+        modalities: tuple[Modality, ...],
+        draws: EpochSampler | list[Draw],
+        *,
+        shuffled: bool = False,
+        num_workers: int = 0,
+    ) -> DataLoader[Batch]:
+        decode = replace(self.decode, modalities=modalities, prefer_features=False)
+        return ClipLoader(
+            ClipDataset(self.records(split), decode, seed=self.seed, training=shuffled),  # type: ignore[arg-type]
+            sampler=draws,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=self._collate(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _collate(self) -> Callable[[Sequence[Sample] | DataError], Batch | DataError]:
+        return partial(
+            collate_or_error,
+            num_frames=self.num_frames,
+            frames_per_s=self.frames_per_s,
+            audio_lengths=self.decode.audio_lengths,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the clips that could not be read.
@@ -573,7 +499,7 @@ class CaptionDataModule(LightningDataModule):
             if clip.clip_id not in known:
                 known[clip.clip_id] = clip
                 rank_zero_warn(f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}")
-        total = len(self.records(split))
+        total = self.num_clips(split)
         if len(known) > self.max_skipped_share * total:
             named = ", ".join(list(known)[:_NAMED_IDS]) + (", ..." if len(known) > _NAMED_IDS else "")
             raise DataError(
@@ -593,11 +519,16 @@ class CaptionDataModule(LightningDataModule):
         if stage is None and self.trainer is not None and self.trainer.state.fn is not None:
             stage = self.trainer.state.fn.value
         needed: dict[str, list[Split]] = {"validate": ["val"], "test": ["test"], "predict": [self.predict_split]}
-        return needed.get(stage or "fit", ["train", "val"])
+        return needed.get(stage or "fit", ["train", "val"] if self.has_validation() else ["train"])
 
     def _index(self, split: Split) -> SplitIndex:
         if split not in self.splits:
-            self.splits[split] = self.read_split(split)
+            index = self.read_split(split)
+            if split in self.subset:
+                index.narrow(read_id_list(self.root / self.subset[split]))
+            for modality, folder in self.feature_caches.items():
+                self._attach_cache(index, split, modality, folder)
+            self.splits[split] = index
         return self.splits[split]
 
     def _rank(self) -> tuple[int, int]:
@@ -608,16 +539,46 @@ class CaptionDataModule(LightningDataModule):
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
+    def _move_progress(self, batches: int) -> None:
+        if self.trainer is None:
+            return
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        further = batches - current.ready
+        # All of its counters alike: which of them is one behind tells Lightning where in a step it was saved.
+        for name, count in vars(current).items():
+            setattr(current, name, count + further)
+
     def _loader_options(self, split: Split) -> dict[str, Any]:
+        records = self.records(split)
+        caches: dict[Modality, FeatureReader] = {
+            modality: reader for (of, modality), reader in self._readers.items() if of == split
+        }
+        decode = replace(self.decode, caches=caches)
         return {
-            "dataset": ClipDataset(self.records(split), self.decode, seed=self.seed, training=split == "train"),
-            "collate_fn": partial(_collate_or_error, num_frames=self.num_frames),
+            "dataset": ClipDataset(records, decode, seed=self.seed, training=split == "train"),
+            "collate_fn": self._collate(),
             "num_workers": self.num_workers,
             # Its own generator: torch would draw a seed from the global one at each epoch, and a resumed run one less.
             "generator": torch.Generator().manual_seed(self.seed),
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.persistent_workers and self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
         }
+
+
+def _stamp(path: str | None) -> tuple[int, int]:
+    """Size and time of change of a file, so that exchanged media are noticed."""
+    if path is None or not Path(path).exists():
+        return (0, 0)
+    status = Path(path).stat()
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _extent(index: SplitIndex) -> str:
+    """What else there is to say about a split: id list, what was left out, where the missing are listed."""
+    parts = [f"narrowed to {index.subset.path.name}"] if index.subset is not None else []
+    parts += [f"{count} {what} left out" for what, count in index.left_out.items()]
+    parts += ["missing.csv lists the others"] if index.missing else []
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:

@@ -110,6 +110,13 @@ def test_a_system_named_too_low_is_found(source: str) -> None:
     assert rules.system_name_problems(source, "avcap_zoo.systems.lavcap.model", {"lavcap"}) == []
 
 
+def test_only_functions_of_the_package_itself_may_look_up() -> None:
+    lazy = "def load():\n    from avcap_zoo.tables import x\n    return x\n"
+    assert floor_problems(lazy, "avcap_zoo", is_package=True) == []
+    assert len(floor_problems("from avcap_zoo.tables import x\n" + lazy, "avcap_zoo", is_package=True)) == 1
+    assert len(floor_problems(lazy, "avcap_zoo.ops.masking")) == 1
+
+
 def test_a_paper_may_be_cited_anywhere() -> None:
     source = '"""Log plan.\n\nSource: LAVCap (arXiv 2501.09291)."""\nx: int\n"""As VLRM has it."""  # BuboGPT too\n'
     assert rules.system_name_problems(source, "avcap_zoo.ops.masking", set()) == []

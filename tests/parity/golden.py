@@ -14,6 +14,29 @@ from torch import Tensor
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor that was compared. `benchmarks/parity_table.py` prints them.
+
+    Attributes:
+        case: name of the case.
+        tensor: what was compared.
+        tolerance: relative and absolute, both 0 for exact equality.
+        difference: the largest absolute one.
+        used: the largest share of the tolerance that an entry uses; 1 = at the limit.
+    """
+
+    case: str
+    tensor: str
+    tolerance: tuple[float, float]
+    difference: float
+    used: float
+
+
+COMPARISONS: list[Comparison] = []
+"""All of this process."""
+
+
 @dataclass
 class GoldenCase:
     """One case: its config, tensors and tolerances."""
@@ -34,10 +57,14 @@ class GoldenCase:
         want, tolerance = self.tensors[name], self.tolerance[name]
         if tolerance == "exact":
             assert torch.equal(got.to(want.dtype), want), f"{self.name}: {name} differs"
+            COMPARISONS.append(Comparison(self.name, name, (0, 0), 0, 0))
             return
         assert got.shape == want.shape, f"{self.name}: {name} is {tuple(got.shape)}, wanted {tuple(want.shape)}"
-        excess = (got.detach() - want).abs() - tolerance["atol"] - tolerance["rtol"] * want.abs()
-        assert float(excess.max()) <= 0, f"{self.name}: {name} is off by {float((got - want).abs().max()):.3g}"
+        difference = (got.detach() - want).abs()
+        allowed = tolerance["atol"] + tolerance["rtol"] * want.abs()
+        largest, used = float(difference.max()), float((difference / allowed.clamp_min(1e-30)).max())
+        assert float((difference - allowed).max()) <= 0, f"{self.name}: {name} is off by {largest:.3g}"
+        COMPARISONS.append(Comparison(self.name, name, (tolerance["rtol"], tolerance["atol"]), largest, used))
 
 
 def golden_names(system: str, prefix: str) -> list[str]:

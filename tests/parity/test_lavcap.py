@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,15 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, set_training_mode
-from avcap_zoo.backbones.audio.ced import CED, CEDSettings
+from avcap_zoo.backbones.audio.ced import CED, CEDSettings, CEDTagger, decibel_spectrogram
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.qformer import QFormerSettings
 from avcap_zoo.backbones.vision.clip import CLIPSettings
 from avcap_zoo.ops.fbank import kaldi_fbank, normalised_fbank
 from avcap_zoo.ops.optimal_transport import LossConvention, alignment_logits, alignment_loss, sinkhorn_log_plan
+from avcap_zoo.systems.base import OptimizerSettings, learning_rate_share
 from avcap_zoo.systems.lavcap.fusion import LARGEST_LOGIT_SCALE, Fusion, FusionSettings
 from avcap_zoo.systems.lavcap.fusion_kinds import FusionKind
-from avcap_zoo.systems.lavcap.keymap import ced_to_encoder, lavcap_to_model
+from avcap_zoo.systems.lavcap.keymap import ced_to_encoder, ced_to_tagger, lavcap_to_model
 from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
 from avcap_zoo.weights.load import load_strictly
 from tests.parity.golden import GoldenCase, golden_names, load_case
@@ -136,6 +138,54 @@ def test_ced_checkpoint_conversion(case: GoldenCase) -> None:
     encoder = CED(settings).eval()
     load_strictly(encoder, converted, case.name)
     case.check("tokens", encoder(case["spec"]).flatten(1, 2))
+
+
+@case_of("lr_schedule_")
+def test_released_learning_rates(case: GoldenCase) -> None:
+    config = case.config
+    total = config["max_epoch"] * config["iters_per_epoch"]
+    cuda = OptimizerSettings(
+        lr=config["init_lr"],
+        warmup_start_share=config["warmup_start_lr"] / config["init_lr"],
+        schedule="cosine",
+        decay_from="start",
+        min_lr_share=config["min_lr"] / config["init_lr"],
+    )
+    gaudi = OptimizerSettings(lr=config["init_lr"], warmup_start_share=0.0, schedule="linear")
+    for name, settings, warmup in (
+        ("warmup_cosine", cuda, config["warmup_epochs"] * config["iters_per_epoch"]),
+        ("warmup_linear", gaudi, math.ceil(config["warmup_ratio"] * total)),
+    ):
+        rates = [settings.lr * learning_rate_share(step, total, warmup, settings) for step in range(total)]
+        case.check(name, torch.tensor(rates, dtype=torch.float64))
+
+
+def front_end_of(case: GoldenCase, *, range_over: Literal["clip", "batch"]) -> Tensor:
+    """(B, F, T) dB."""
+    return decibel_spectrogram(case["waveform"], range_over=range_over).transpose(1, 2)
+
+
+@case_of("ced_front_end_")
+def test_ced_front_end(case: GoldenCase) -> None:
+    case.check("mel_db", front_end_of(case, range_over="batch"))
+    case.check("mel_db_each_item_alone", front_end_of(case, range_over="clip"))
+
+
+@case_of("ced_classifier_")
+def test_ced_classifier(case: GoldenCase) -> None:
+    config = case.config
+    settings = CEDSettings(
+        embed_dim=config["embed_dim"],
+        depth=config["depth"],
+        num_heads=config["num_heads"],
+        target_length=config["target_length"],
+        front_end="decibel",
+        range_over="batch",
+    )
+    tagger = CEDTagger(settings, config["outputdim"], config["pooling"]).eval()
+    load_strictly(tagger, ced_to_tagger(case.weights(), settings), case.name)
+    case.check("mel_db", front_end_of(case, range_over="batch"))
+    case.check("output", tagger(case["waveform"]))
 
 
 PLAIN_TWINS: dict[str, FusionKind] = {
@@ -373,4 +423,6 @@ def test_adapters_refuse_a_model_without_their_layers() -> None:
     from avcap_zoo.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"audio\.lora\.targets: no linear layer is named to_q; this model has"):
-        set_training_mode(CED(CEDSettings(16, 1, 2)), "lora", LoRASettings(targets=("to_q",)), "audio")
+        set_training_mode(
+            CED(CEDSettings(embed_dim=16, depth=1, num_heads=2)), "lora", LoRASettings(targets=("to_q",)), "audio"
+        )

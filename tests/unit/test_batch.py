@@ -33,6 +33,19 @@ def test_length_is_the_number_of_clips() -> None:
     assert len(Batch([], [], [])) == 0
 
 
+def test_the_first_clip_alone() -> None:
+    batch = small_batch()
+    first = batch.first()
+    assert (len(first), len(batch)) == (1, 2)
+    assert first.clip_ids == batch.clip_ids[:1]
+    assert first.boxes == [[Box("dog", 0, 0.0, 0.0, 0.5, 0.5)]]
+    assert first.audio_features is None
+    assert first.waveform is not None
+    assert batch.waveform is not None
+    assert torch.equal(first.waveform, batch.waveform[:1])
+    assert first.skipped == batch.skipped
+
+
 @pytest.mark.parametrize("device", ["cpu", torch.device("meta")])
 def test_moving_changes_every_tensor_and_nothing_else(device: torch.device | str) -> None:
     batch = small_batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
 from avcap_zoo.backbones.pretrained import load_pretrained
-from avcap_zoo.errors import ConfigError, first_line, hub_error
+from avcap_zoo.errors import ConfigError, first_line, hub_error, require_extra
 from avcap_zoo.ops.masking import left_align
 
 _LONGEST_REASON = 120
@@ -32,6 +33,8 @@ class LanguageSettings:
         training: `frozen`, `lora` or `full`.
         lora: adapters of mode `lora`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
+        quantisation: `4bit` keeps the linear layers of a frozen base in NF4 (bitsandbytes; `frozen` or `lora`, with a
+            source).
     """
 
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
@@ -41,6 +44,7 @@ class LanguageSettings:
     training: TrainingMode = "lora"
     lora: LoRASettings = field(default_factory=LoRASettings)
     gradient_checkpointing: bool = False
+    quantisation: Literal["none", "4bit"] = "none"
 
 
 @dataclass
@@ -53,6 +57,7 @@ class GenerationSettings:
         min_length: shortest caption, in tokens.
         repetition_penalty: 1 = none.
         length_penalty: exponent of the length in the score of a beam.
+        no_repeat_ngram_size: no run of so many tokens comes twice; 0 = no such rule.
     """
 
     num_beams: int = 4
@@ -60,6 +65,7 @@ class GenerationSettings:
     min_length: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
 
 @dataclass
@@ -85,7 +91,9 @@ class CausalLanguageModel(nn.Module):
 
     Raises:
         WeightsError: source or tokenizer cannot be found or read.
-        ConfigError: no known model type, a tokenizer without begin or end token, or no layer for the adapters.
+        ConfigError: no known model type, a tokenizer without end token, no layer for the adapters, or a quantisation
+            that does not go with the rest.
+        MissingExtraError: quantisation without bitsandbytes.
     """
 
     def __init__(self, settings: LanguageSettings) -> None:
@@ -138,6 +146,8 @@ class CausalLanguageModel(nn.Module):
     ) -> PrefixedText:
         """Put together: begin token, text, foreign embeddings, text, caption.
 
+        A tokenizer without begin token (Qwen) has none in front.
+
         Args:
             prefix: (B, N, C) embeddings in the model's width.
             prefix_mask: (B, N) bool.
@@ -148,9 +158,13 @@ class CausalLanguageModel(nn.Module):
 
         Returns:
             The sequence; labels are -100 everywhere but on the caption.
+
+        Raises:
+            ConfigError: more positions than the language model has.
         """
         embed = self.model.get_input_embeddings()
-        begin = torch.full((len(prefix), 1), self.tokenizer.bos_token_id, device=prefix.device)
+        token = self.tokenizer.bos_token_id
+        begin = torch.full((len(prefix), 1 if token is not None else 0), token or 0, device=prefix.device)
         texts = [embed(begin), embed(before[0]), prefix.to(embed.weight.dtype), embed(after[0])]
         masks = [torch.ones_like(begin, dtype=torch.bool), before[1], prefix_mask, after[1]]
         if caption is not None:
@@ -162,7 +176,19 @@ class CausalLanguageModel(nn.Module):
             labels[:, -caption[0].shape[1] :] = caption[0].masked_fill(~caption[1], -100)
         if not keep_gaps:
             mask, embeds, labels = left_align(mask, embeds, labels)
+        self._check_room(mask.shape[1])
         return PrefixedText(embeds, mask, labels)
+
+    def _check_room(self, num_tokens: int) -> int:
+        """Positions of the model that are left behind so many tokens."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        room = sys.maxsize if limit is None else limit - num_tokens
+        if room < 0:
+            raise ConfigError(
+                f"{num_tokens} tokens do not fit into the {limit} positions of the language model: shorten the "
+                f"prompts, lower prompts.max_caption_tokens, or give model.init_args.language a longer model"
+            )
+        return room
 
     def logits(self, text: PrefixedText) -> Tensor:
         """(B, L, V) next-token logits."""
@@ -192,7 +218,11 @@ class CausalLanguageModel(nn.Module):
             settings: decoding.
 
         Returns:
-            (B, T) new token ids, right-padded with the pad token after each end token.
+            (B, T) new token ids, right-padded with the pad token after each end token; T at most max_new_tokens and
+            at most what the model has positions for.
+
+        Raises:
+            ConfigError: not a single position is left.
         """
         from transformers import GenerationConfig
 
@@ -201,6 +231,8 @@ class CausalLanguageModel(nn.Module):
         options = asdict(settings)
         # Of min_length transformers would take the length of inputs_embeds.
         options["min_new_tokens"] = options.pop("min_length")
+        room = self._check_room(text.attention_mask.shape[1] + 1) + 1
+        options["max_new_tokens"] = min(options["max_new_tokens"], room)
         config = GenerationConfig(
             **options,
             do_sample=False,
@@ -211,7 +243,9 @@ class CausalLanguageModel(nn.Module):
         ids: Tensor = self.model.generate(
             inputs_embeds=flipped[1].flip(1), attention_mask=flipped[0].flip(1).long(), generation_config=config
         )
-        return ids
+        # Beam search fills up with the end token where the pad token's id is 0.
+        ends = ids == self.tokenizer.eos_token_id
+        return ids.masked_fill(ends.cumsum(dim=1) > ends, self.tokenizer.pad_token_id)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
@@ -228,9 +262,11 @@ def _load_tokenizer(settings: LanguageSettings) -> Any:
 
         with hub_error(name, "model.init_args.language.tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(name)
-    for kind in ("bos", "eos"):
-        if getattr(tokenizer, f"{kind}_token_id") is None:
-            raise ConfigError(f"model.init_args.language.tokenizer: {name} has no {kind} token")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.init_args.language.tokenizer: {name} has no eos token, and captions could not end; "
+            f"set eos_token in its tokenizer_config.json, or name another tokenizer"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
@@ -240,6 +276,7 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     dtype = getattr(torch, "float32" if settings.training == "full" else settings.dtype)
+    options = {"dtype": dtype, **_quantisation_options(settings, dtype)}
     if settings.source is None:
         keys = dict(settings.config)
         model_type = keys.pop("model_type", None)
@@ -252,11 +289,34 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
             raise ConfigError(f"model.init_args.language.config: {_shortened(error)}") from error
     else:
         key = "model.init_args.language.source"
-        model = load_pretrained(AutoModelForCausalLM, settings.source, key, dtype=dtype)
-    if model.get_input_embeddings().num_embeddings < vocabulary_size:
-        # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to.
+        model = load_pretrained(AutoModelForCausalLM, settings.source, key, **options)
+    known = model.get_input_embeddings().num_embeddings
+    if known < vocabulary_size:
+        # The released code appends "[PAD]" and resizes; the new row is never trained nor attended to. Zero, so that a
+        # base is the same base each time it is loaded.
         model.resize_token_embeddings(vocabulary_size, mean_resizing=False)
+        with torch.no_grad():
+            for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
+                embeddings.weight[known:] = 0
     return model
+
+
+def _quantisation_options(settings: LanguageSettings, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told beside the dtype."""
+    if settings.quantisation == "none":
+        return {}
+    key = "model.init_args.language.quantisation"
+    if settings.source is None or settings.training == "full":
+        wanted = "a source" if settings.source is None else "training frozen or lora"
+        raise ConfigError(f"{key}: 4bit is for a frozen base from a file; give {wanted}, or quantisation none")
+    require_extra("bitsandbytes", "quantisation")
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    }
 
 
 def _shortened(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avcap_zoo.errors import ConfigError, ShapeError
 
 # Of a BLIP-2 or BERT layout: the text branch, which queries never pass, and constants.
-_TEXT_BRANCH = re.compile(
+TEXT_BRANCH = re.compile(
     r"(^|\.)cls\.|embeddings\.(word_embeddings|position_embeddings|position_ids)|layer\.\d+\.(intermediate|output)\."
 )
 
@@ -117,7 +117,13 @@ def from_blip2_names(tensors: Mapping[str, Tensor], queries: str, prefix: str) -
     for name, value in tensors.items():
         if name == queries:
             ours["queries"] = value
-        elif name.startswith(prefix) and not _TEXT_BRANCH.search(name[len(prefix) :]):
+        elif name.startswith(prefix) and not TEXT_BRANCH.search(name[len(prefix) :]):
             renamed = name[len(prefix) :].replace("embeddings.LayerNorm.", "layernorm.")
             ours["model." + renamed.replace("attention.self.", "attention.attention.")] = value
     return ours
+
+
+def to_blip2_name(name: str, prefix: str) -> str:
+    """The way back for one name of `QFormer` below `model.`; the queries have a name of their own in each code."""
+    renamed = re.sub(r"^layernorm\.", "embeddings.LayerNorm.", name.removeprefix("model."))
+    return prefix + renamed.replace("attention.attention.", "attention.self.")

@@ -214,12 +214,21 @@ class CaptionCLI(LightningCLI):
                 rank_zero_info(f"best checkpoint: {os.path.relpath(path)}")
 
 
-def run(prog: str, arguments: Sequence[str]) -> None:
+class BuildOnly(CaptionCLI):
+    """Parses and builds, and runs nothing: for commands that do something else with a configuration of `fit`."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave model, data module and Trainer as they are."""
+
+
+def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI) -> CaptionCLI:
     """Parse, build and run.
 
     Args:
         prog: "lightning" or "avcap".
         arguments: the verb and what follows it.
+        cli: `BuildOnly` runs nothing.
 
     Raises:
         CommandLineError: the command or a file cannot be used as given.
@@ -227,10 +236,10 @@ def run(prog: str, arguments: Sequence[str]) -> None:
     """
     # Lightning 2.6 asks torch >= 2.12 in a way that torch calls deprecated; users can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
+    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
-        CaptionCLI(prog, arguments)
+        return cli(prog, arguments)
     except MisconfigurationException as error:
         raise ConfigError(_first_lines(error)) from error
 
@@ -243,7 +252,8 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """What `PARSER_MODE` reads from a text: YAML, short names replaced."""
     return expand_config(get_loader("yaml")(text))
 
 

@@ -12,10 +12,16 @@ from typing import Any
 SYSTEMS = {
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
     "zeraucap": "avcap_zoo.systems.zeraucap.ZerAuCap",
+    "vlrm": "avcap_zoo.systems.vlrm.VLRM",
 }
 DATA_MODULES = {
     "audiocaps": "avcap_zoo.data_modules.audiocaps.AudioCapsDataModule",
+    "clotho": "avcap_zoo.data_modules.clotho.ClothoDataModule",
+    "coco": "avcap_zoo.data_modules.coco.COCODataModule",
+    "images": "avcap_zoo.data_modules.images.ImagesDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
+    "vggss": "avcap_zoo.data_modules.vggss.VGGSSDataModule",
+    "wavcaps": "avcap_zoo.data_modules.wavcaps.WavCapsDataModule",
 }
 TABLES = {"model": SYSTEMS, "data": DATA_MODULES}
 """Key of the configuration -> short name -> dotted path."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch, ClipSource, Modality, run_folder
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import compare_keys
@@ -40,9 +40,11 @@ class OptimizerSettings:
         lr: peak learning rate.
         betas: AdamW's.
         weight_decay: AdamW's.
-        warmup_steps: optimizer steps of linear warm-up from 0.
+        warmup_steps: optimizer steps of linear warm-up.
         warmup_epochs: the same in epochs; used when `warmup_steps` is None.
+        warmup_start_share: learning rate of the very first step as a share of the peak; None = one step's worth.
         schedule: after the warm-up: `cosine` or `linear` down to `min_lr_share`, or `constant`.
+        decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
     """
 
@@ -51,7 +53,9 @@ class OptimizerSettings:
     weight_decay: float = 1e-6
     warmup_steps: int | None = None
     warmup_epochs: float = 2.0
+    warmup_start_share: float | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_from: Literal["peak", "start"] = "peak"
     min_lr_share: float = 0.0
 
 
@@ -91,6 +95,7 @@ class System(LightningModule):
         self.init_args = {key: plain(value) for key, value in init_args.items()}
         self.strict_loading = False  # we check keys ourselves: frozen weights are left out on purpose
         self.prepared = False
+        self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
 
@@ -118,6 +123,12 @@ class System(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
+        self.decoding = {
+            "sample_rate_hz": data.sample_rate_hz,
+            "num_frames": data.num_frames,
+            "image_size_px": data.image_size_px,
+            "precision": str(self.trainer.precision),
+        }
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
             raise ConfigError(
@@ -209,19 +220,29 @@ class System(LightningModule):
 
     # Checkpoints
 
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """What of this system may be computed once per clip; needs no `model` where the encoder has its own file.
+
+        Raises:
+            ConfigError: nothing of this modality is.
+        """
+        raise ConfigError(f"{type(self).__name__} has no frozen {modality} encoder: there is nothing to cache")
+
     def self_made_modules(self) -> list[str]:
         """Sub-modules whose weights exist in no file of their own, so that checkpoints must hold them whole."""
         return [f"model.{name}" for name in getattr(self.model, "self_made", [])]
 
     def checkpoint_names(self) -> set[str]:
         """Names of the tensors that a checkpoint holds: trained, moving, or without another home."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        # Tied weights have two names in the state dict, and both are asked for.
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         homeless = tuple(f"{name}." for name in self.self_made_modules())
-        parameters = dict(self.named_parameters())
+        moving = {name for name, _ in self.named_buffers()}  # not the scales of a quantised layer
         return {
             name
             for name in self.state_dict()
-            if name in trained or name.startswith(homeless or ("\0",)) or name not in parameters
+            if name in trained or name.startswith(homeless or ("\0",)) or name in moving
         }
 
     def frozen_fingerprint(self) -> str:
@@ -236,6 +257,7 @@ class System(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__name__}",
             "init_args": json.dumps(self.init_args),
+            "data": dict(self.decoding),
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
             "rng": _rng_states(),
@@ -304,13 +326,16 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
         step: from 0.
         total: optimizer steps of the run.
         warmup: steps of linear warm-up.
-        settings: schedule and last share.
+        settings: schedule, first and last share.
     """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        if settings.warmup_start_share is None:
+            return (step + 1) / (warmup + 1)
+        return settings.warmup_start_share + (1 - settings.warmup_start_share) * step / warmup
     if settings.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    first = warmup if settings.decay_from == "peak" else 0
+    progress = min(1.0, (step - first) / max(1, total - first))
     fall = progress if settings.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return 1.0 - (1.0 - settings.min_lr_share) * fall
 

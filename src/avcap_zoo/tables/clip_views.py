@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 
-from avcap_zoo.backbones.audio.ced import PATCH_SIZE
-from avcap_zoo.data_modules.base import ClipDataset, ClipRecord, PackedRecords, collate
+from avcap_zoo.data_modules.dataset import ClipDataset, collate
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
-from avcap_zoo.errors import DataError, WeightsError, first_line
-from avcap_zoo.ops.fbank import num_kaldi_frames
-from avcap_zoo.systems.base import CHECKPOINT_KEY
+from avcap_zoo.errors import DataError, WeightsError
+from avcap_zoo.serving.loading import load_system
+from avcap_zoo.systems.lavcap.inside import look_at
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
-from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -60,23 +55,10 @@ def load_model(checkpoint: Path) -> LAVCapModel:
     Raises:
         WeightsError: missing, damaged, not ours, or without some of the weights.
     """
-    content = AtomicCheckpointIO().load_checkpoint(checkpoint, map_location=lambda storage, _: storage)
-    note: dict[str, Any] = content.get(CHECKPOINT_KEY) or {}
-    if not str(note.get("class_path", "")).endswith(f".{LAVCap.__name__}"):
-        raise WeightsError(f"{checkpoint} holds no LAVCap, found {note.get('class_path', 'a file that is not ours')}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(LAVCap, "system")
-    try:
-        settings = parser.parse_object({"system": json.loads(note["init_args"])})
-    except ArgumentError as error:
-        raise WeightsError(f"{checkpoint} was saved by another version of avcap-zoo: {first_line(error)}") from error
-    system: LAVCap = parser.instantiate(settings).system
-    system.configure_model()
-    try:
-        system.load_state_dict(content["state_dict"], strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"{checkpoint} does not fit the model it describes: {error}") from error
-    return system.model.eval()
+    system = load_system(checkpoint).system
+    if not isinstance(system, LAVCap):
+        raise WeightsError(f"{checkpoint} holds no LAVCap, found {type(system).__name__}")
+    return system.model
 
 
 @torch.no_grad()
@@ -105,11 +87,8 @@ def _look_at(model: LAVCapModel, data: ScenesDataModule, record: ClipRecord) -> 
     batch = collate([dataset[0, 0]], data.num_frames)
     if batch.waveform is None or batch.num_samples is None:
         raise DataError(f"test clip {record.clip_id} cannot be decoded; delete {data.scenes_root}")
-    shift_ms = model.audio_settings.encoder.frame_shift_ms
-    real = int(num_kaldi_frames(batch.num_samples, frame_shift_ms=shift_ms)[0])
-    spectrogram = model.spectrogram(batch.waveform, batch.num_samples)[0, :real]
-    log_plan = model.fuse(batch).log_plan
-    tokens = min(-(-real // PATCH_SIZE), -(-model.audio_settings.encoder.target_length // PATCH_SIZE))
+    inside = look_at(model, batch, model.fuse(batch))[0]
+    assert inside.spectrogram is not None
     frames = read_frames(Path(record.visual), data.num_frames, data.scene_size_px, record.clip_id)
     return ClipView(
         clip_id=record.clip_id,
@@ -117,7 +96,7 @@ def _look_at(model: LAVCapModel, data: ScenesDataModule, record: ClipRecord) -> 
         wav=Path(record.audio).read_bytes(),
         frames=frames.transpose(0, 2, 3, 1),
         frame_times_s=frame_times_s(record.duration_s, data.num_frames),
-        spectrogram=spectrogram.T.numpy(),
-        plan=None if log_plan is None else log_plan[0, :, :tokens].exp().numpy(),
-        plan_end_s=tokens * PATCH_SIZE * shift_ms / 1000,
+        spectrogram=inside.spectrogram,
+        plan=inside.plan,
+        plan_end_s=inside.plan_end_s,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from avcap_zoo.data_modules.scenes.export import encode_jpg
+from avcap_zoo.ops.axes import nice_ticks, ticks_within
 from avcap_zoo.ops.heat_map import heat_map
 
 # All sizes are in the units of the drawing, which a page shows at about one pixel each.
@@ -66,21 +66,6 @@ def heat_map_uri(values: NDArray[Any]) -> str:
 def photo_uri(pixels: NDArray[np.uint8]) -> str:
     """A (H, W, 3) picture as a JPEG."""
     return data_uri(encode_jpg(pixels), "image/jpeg")
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that span a range: steps of 1, 2 or 5 times a power of ten, from below `low` to above `high`.
-
-    Args:
-        low: smallest value to show.
-        high: largest; may equal `low`.
-        count: about as many steps.
-    """
-    span = high - low or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
@@ -165,14 +150,14 @@ def matrix_picture(
         f'<image class="cells" href="{heat_map_uri(values)}" {size} preserveAspectRatio="none"/>',
         f'<text class="label" text-anchor="middle" transform="{turn}">{escape(y_label)}</text>',
     ]
-    for tick in _inside(x_end_s):
+    for tick in ticks_within(x_end_s):
         x = _LEFT + plot_width * tick / x_end_s
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{axis}" y2="{axis + 4}"/>')
         parts.append(_text(x, axis + _TICK - 1, f"{tick:g}", "middle"))
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{axis}" y2="{axis}"/>')
     parts.append(_text(right, height - 3, x_label, "end"))
     if y_end_s is not None:
-        for tick in _inside(y_end_s):
+        for tick in ticks_within(y_end_s):
             y = _TOP + plot_height * tick / y_end_s
             parts.append(f'<line class="axis" x1="{_LEFT - 4}" x2="{_LEFT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(_text(_LEFT - 7, y + 4, f"{tick:g}", "end"))
@@ -195,10 +180,6 @@ def _lane(lane: Lane, scale: float, length: float, where: str) -> str:
         f'width="{max(2.0, end - start):.1f}" height="{_LANE - 3}" rx="3"/>'
         f'<text class="lane-label" x="{x:.1f}" y="{_LANE - 6}" text-anchor="{anchor}">{escape(lane.label)}</text></g>'
     )
-
-
-def _inside(end: float) -> list[float]:
-    return [tick for tick in nice_ticks(0, end) if tick <= end * (1 + 1e-9)]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +18,8 @@ _LISTED = 8
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read a flat dict of tensors from a .safetensors file or a torch file, without running code from it.
 
-    A torch file may nest its tensors under "model" or "state_dict".
+    A torch file may nest its tensors under "model" or "state_dict". The index of a sharded checkpoint
+    (`*.index.json`, as transformers' trainer writes it) stands for all its shards.
 
     Args:
         path: the file.
@@ -31,6 +33,8 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist; checkpoints/README.md says where each file comes from")
+    if path.name.endswith(".index.json"):
+        return _load_shards(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -54,6 +58,21 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} is not a flat dict of tensors")
     return content
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    """All tensors that an index names, each from its own file."""
+    try:
+        files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise WeightsError(f"{index} is no index of a sharded checkpoint: it has no readable 'weight_map'") from error
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(files.values())):
+        tensors |= load_tensors(index.parent / shard)
+    if tensors.keys() != files.keys():
+        problems = compare_keys(dict.fromkeys(files, ()), {name: torch.empty(()) for name in tensors})
+        raise WeightsError(f"{index} does not fit its shards: {problems}")
+    return tensors
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avcap_zoo.backbones.adapters import LoRASettings, set_training_mode
+from avcap_zoo.backbones.adapters import LoRASettings, adapters_off, set_training_mode
 from avcap_zoo.errors import ConfigError
 
 
@@ -76,12 +76,13 @@ def test_targets_may_be_longer_endings() -> None:
 
 @pytest.mark.parametrize(
     ("targets", "named"),
-    [(("query",), "query"), (("q_proj", "value"), "value"), (("proj",), "proj"), ((), r"\(empty\)")],
+    [(("query",), "query"), (("q_proj", "value"), "value"), (("proj",), "proj")],
 )
 def test_a_target_that_is_not_there(targets: tuple[str, ...], named: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"^model.language.lora.targets: no linear layer is named {named}; this model has out, q_proj, v_proj$",
+        match=rf"^model.language.lora.targets: no linear layer is named {named}; this model has out, q_proj, v_proj: "
+        r"name some of them in model.language.lora.targets$",
     ):
         set_training_mode(blocks(), "lora", LoRASettings(targets=targets), "model.language")
 
@@ -89,10 +90,43 @@ def test_a_target_that_is_not_there(targets: tuple[str, ...], named: str) -> Non
 def test_linear_layers_of_gpt_2() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
-    set_training_mode(model, "lora", LoRASettings(rank=2, targets=("c_attn",)), "x")
-    assert len(trained(model)) == 2
-    with pytest.raises(ConfigError, match="this model has c_attn, c_fc, c_proj, lm_head"):
-        set_training_mode(
-            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)), "lora", LoRASettings(), "x"
-        )
+    def gpt_2() -> nn.Module:
+        model: nn.Module = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20))
+        return model
+
+    for lora in (LoRASettings(rank=2), LoRASettings(rank=2, targets=("c_attn",))):  # by family, and by name
+        model = gpt_2()
+        set_training_mode(model, "lora", lora, "x")
+        assert [name.split(".lora_")[0] for name in trained(model)] == ["transformer.h.0.attn.c_attn"] * 2
+    with pytest.raises(ConfigError, match="named q_proj; this model has c_attn, c_fc, c_proj, lm_head: name some"):
+        set_training_mode(gpt_2(), "lora", LoRASettings(targets=("q_proj",)), "x")
+
+
+def test_a_module_of_no_family_has_the_common_layers() -> None:
+    module = blocks()
+    set_training_mode(module, "lora", LoRASettings(rank=2), "x")
+    assert {name.split(".")[1] for name in trained(module)} == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match="this model has none"):
+        set_training_mode(nn.LayerNorm(3), "lora", LoRASettings(), "x")
+
+
+def test_without_its_adapters_a_module_is_what_it_was() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    states = torch.randn(2, 4)
+    plain = module(states)
+    set_training_mode(module, "lora", LoRASettings(2, 4, 0.0, ("0", "1")), "here")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    first = next(p for n, p in module.named_parameters() if "lora_A" in n)
+    first.requires_grad_(False)
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    adapted = module(states)
+    assert not torch.allclose(adapted, plain)
+    with pytest.raises(RuntimeError, match="stop"), adapters_off(module):
+        assert torch.equal(module(states), plain)
+        raise RuntimeError("stop")
+    assert torch.equal(module(states), adapted)
+    assert {n for n, p in module.named_parameters() if p.requires_grad} == trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,25 @@ def test_long_lists_are_cut() -> None:
     text = compare_keys({f"k{n:02d}": (1,) for n in range(20)}, {})
     assert text == "20 missing: k00, k01, k02, k03, k04, k05, k06, k07, ..."
     assert compare_keys({"a": (2, 3)}, {"a": torch.zeros(2, 3)}) == ""
+
+
+def test_shards_of_an_index_are_one_file(tmp_path: Path) -> None:
+    parts = {"one.safetensors": {"a": torch.ones(2)}, "two.safetensors": {"b": torch.zeros(3), "c": torch.ones(1)}}
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    files = {name: file for file, tensors in parts.items() for name in tensors}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    loaded = load_tensors(index)
+    assert {name: tuple(tensor.shape) for name, tensor in loaded.items()} == {"a": (2,), "b": (3,), "c": (1,)}
+
+    index.write_text(json.dumps({"weight_map": {**files, "d": "two.safetensors"}}))
+    with pytest.raises(WeightsError, match="does not fit its shards: 1 missing: d"):
+        load_tensors(index)
+    index.write_text(json.dumps({"weight_map": {**files, "d": "three.safetensors"}}))
+    with pytest.raises(WeightsError, match=r"three\.safetensors does not exist"):
+        load_tensors(index)
+    for broken in ("[]", "{}", "{"):
+        index.write_text(broken)
+        with pytest.raises(WeightsError, match="is no index of a sharded checkpoint: it has no readable 'weight_map'"):
+            load_tensors(index)

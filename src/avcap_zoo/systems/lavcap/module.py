@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
-from avcap_zoo.backbones.vision.clip import CLIPSettings
-from avcap_zoo.batch import Batch
-from avcap_zoo.ops.heat_map import heat_map
+from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
+from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import OptimizerSettings, Requirements
-from avcap_zoo.systems.captions import CaptionSystem, ScoreSettings
+from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
-from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
-
-SAMPLE_RATE_HZ = 16_000
+from avcap_zoo.systems.lavcap.inside import SAMPLE_RATE_HZ, draw, look_at
+from avcap_zoo.systems.lavcap.model import (
+    AudioSettings,
+    LAVCapModel,
+    PromptSettings,
+    build_audio_encoder,
+    frozen_audio,
+    frozen_vision,
+)
 
 
 class LAVCap(CaptionSystem):
@@ -79,6 +85,25 @@ class LAVCap(CaptionSystem):
         if not hasattr(self, "model"):
             self.model = LAVCapModel(self.audio, self.vision, self.language, self.fusion, self.prompts, self.generation)
 
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """Of the model if it is built, else that encoder alone: no language model is loaded to cache features.
+
+        Raises:
+            ConfigError: the modality is not used, is trained, or its weights exist only in a checkpoint.
+        """
+        if hasattr(self, "model"):
+            return self.model.frozen_encoder(modality)
+        source = self.vision.source if modality == "visual" else self.audio.checkpoint
+        if source is None:
+            key = "vision.source" if modality == "visual" else "audio.checkpoint"
+            raise ConfigError(
+                f"model.init_args.{key} is null: the weights of the {modality} encoder exist only in a checkpoint of "
+                f"this model; add --ckpt_path"
+            )
+        if modality == "visual":
+            return frozen_vision(CLIPFrameEncoder(self.vision).requires_grad_(False).eval())
+        return frozen_audio(build_audio_encoder(self.audio).eval(), self.audio)
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Caption loss, and the transport loss of the kinds that have one (Eq. 7)."""
         losses: dict[str, Tensor] = self.model(batch)
@@ -93,9 +118,25 @@ class LAVCap(CaptionSystem):
         return {**asdict(self.generation), "prompt": self.prompts.evaluation}
 
     @torch.no_grad()
+    def explain(self, batch: Batch) -> list[Explanation]:
+        """Captions, each with its frames over its spectrogram over its transport plan, on one time axis."""
+        fused = self.model.fuse(batch)
+        captions = self.model.caption(batch, fused)
+        return [
+            Explanation(clip_id, caption, draw(inside, clip_id=clip_id, caption=caption, kind=self.fusion.kind))
+            for clip_id, caption, inside in zip(
+                batch.clip_ids, captions, look_at(self.model, batch, fused), strict=True
+            )
+        ]
+
     def look_inside(self, batch: Batch) -> None:
-        """The transport plan of the first clip: frames downwards, audio tokens to the right, bright = assigned."""
-        log_plan = self.model.fuse(batch).log_plan
-        if log_plan is not None:
-            plan = log_plan[0].exp().float().cpu().numpy()
-            self.log_picture("transport_plan", heat_map(plan, pixels_per_cell=12))
+        """Log the picture of the first clip; a batch of cached features is decoded anew for it."""
+        data = getattr(self.trainer, "datamodule", None)
+        if (batch.audio_features is not None or batch.visual_features is not None) and isinstance(data, ClipSource):
+            raw = next(iter(data.plain_loader("val", 1, self.requirements.modalities)))
+            known = {"audio": raw.waveform, "visual": raw.frames}
+            if len(raw) and all(known[modality] is not None for modality in self.requirements.modalities):
+                batch = raw.to(self.device)
+        picture = self.explain(batch.first())[0].picture
+        if picture is not None:
+            self.log_picture("inside", picture)

@@ -1,0 +1,1 @@
+"""Trained systems at work: media files in, captions out."""

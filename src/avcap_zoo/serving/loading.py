@@ -1,0 +1,212 @@
+"""A system rebuilt from its checkpoint, from a configuration, or from a checkpoint with settings laid over it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, set_loader
+from lightning.pytorch import Trainer
+
+from avcap_zoo.cli.explain import COMMAND_LINE, explain
+from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, ParserRefusalError, load_yaml
+from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.data_modules.base import CaptionDataModule
+from avcap_zoo.data_modules.dataset import DecodeSettings
+from avcap_zoo.errors import WeightsError
+from avcap_zoo.systems.base import CHECKPOINT_KEY, System
+from avcap_zoo.systems.captions import CaptionSystem
+from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
+from avcap_zoo.weights.fingerprint import fingerprint
+
+OWN_SYSTEMS = "avcap_zoo.systems."
+"""Classes that a checkpoint may name by itself; others must be named by the user, because importing runs code."""
+_TRAINER_KEYS = ("seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
+_DECODING = ("sample_rate_hz", "num_frames", "image_size_px")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A system ready to caption, on the CPU, in evaluation mode.
+
+    Attributes:
+        system: its model is built and holds its weights.
+        decode: how media become its tensors.
+        precision: of the run that made it, as the Trainer names it.
+        assumed: data settings that nothing named and that were taken from the data modules' defaults.
+        made_by: 16 hexadecimal digits; changes with weights, settings and decoding.
+    """
+
+    system: CaptionSystem
+    decode: DecodeSettings
+    precision: str
+    assumed: tuple[str, ...]
+    made_by: str
+
+
+def load_system(
+    checkpoint: str | PathLike[str] | None = None,
+    configs: Sequence[str | Path] = (),
+    *,
+    num_frames: int | None = None,
+    image_size_px: int | None = None,
+) -> Loaded:
+    """Rebuild a system.
+
+    Settings come from the checkpoint; configurations are laid over them in their order, as several `-c` are. Of a
+    configuration only `model`, the decoding in `data` and `trainer.precision` count.
+
+    Args:
+        checkpoint: of a run of this package; None for systems that need no trained weights.
+        configs: YAML files; needed without a checkpoint, and for systems that are not part of this package.
+        num_frames: instead of what checkpoint or configuration say.
+        image_size_px: the same.
+
+    Raises:
+        WeightsError: the checkpoint is missing, damaged, of another tool or version, or does not fit.
+        CommandLineError: neither checkpoint nor model is given, or a configuration cannot be used.
+    """
+    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    content = None if checkpoint is None else AtomicCheckpointIO().load_checkpoint(checkpoint, _on_cpu)
+    note: dict[str, Any] = {}
+    arguments = [word for file in configs for word in ("-c", str(file))]
+    if content is not None:
+        note = _note_of(content, str(checkpoint))
+        base = _model_argument(note, str(checkpoint), arguments)
+        try:
+            _parse_or_explain([base])
+        except CommandLineError as error:
+            reason = re.sub(rf"{COMMAND_LINE}(:\d+)?: ", "", str(error))
+            raise WeightsError(
+                f"{checkpoint} was saved by another version of avcap-zoo ({note.get('version')}): {reason}"
+            ) from error
+        arguments = [base, *arguments]
+    settings = _parse_or_explain(arguments)
+    wanted = settings.clone()
+    wanted.data = None  # its settings are read below; a folder of data is not needed here
+    system = _parser().instantiate(wanted).model
+    if not isinstance(system, CaptionSystem):
+        raise CommandLineError(f"{type(system).__name__} does not caption; wanted a system that does")
+    system.configure_model()
+    if content is not None:
+        try:
+            system.on_load_checkpoint(content)
+        except WeightsError as error:
+            raise WeightsError(f"{checkpoint}: {error}") from error
+        system.load_state_dict(content["state_dict"], strict=False)
+    asked = {"num_frames": num_frames, "image_size_px": image_size_px}
+    decode, assumed = _decoding(system, settings, note.get("data") or {}, asked)
+    trainer = settings.get("trainer") or {}
+    precision = trainer.get("precision") or (note.get("data") or {}).get("precision") or "32-true"
+    weights = "none" if content is None else fingerprint(content["state_dict"]) + str(note.get("frozen"))
+    made_by = _hash([type(system).__name__, system.init_args, weights, asdict(replace(decode, on_error="skip"))])
+    return Loaded(system.eval(), decode, str(precision), assumed, made_by)
+
+
+def _on_cpu(storage: Any, _: Any) -> Any:
+    return storage
+
+
+def _note_of(content: dict[str, Any], name: str) -> dict[str, Any]:
+    note = content.get(CHECKPOINT_KEY)
+    if not isinstance(note, dict) or not isinstance(note.get("class_path"), str):
+        tool = " but by another program with Lightning" if "pytorch-lightning_version" in content else ""
+        keys = ", ".join(sorted(map(str, content))[:6])
+        raise WeightsError(
+            f"{name} was not saved by avcap-zoo{tool}: found the keys {keys}; wanted a checkpoint of avcap fit"
+        )
+    return note
+
+
+def _model_argument(note: dict[str, Any], name: str, arguments: Sequence[str]) -> str:
+    """The checkpoint's own settings as the first option of a command line."""
+    class_path = note["class_path"]
+    if not class_path.startswith(OWN_SYSTEMS):
+        model = _parse_or_explain(arguments).model if arguments else None
+        if model is None or _full_name(model.class_path) != class_path:
+            raise CommandLineError(
+                f"{name} holds {class_path}, which is not part of avcap-zoo and is not imported unasked: "
+                f"name it in a file, -c with model.class_path: {class_path}"
+            )
+    try:
+        init_args = json.loads(note["init_args"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{name} does not say how its model was built: {error}") from error
+    return f"--model={json.dumps({'class_path': class_path, 'init_args': init_args})}"
+
+
+def _full_name(class_path: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(import_module(module), name)
+    return f"{found.__module__}.{found.__name__}"
+
+
+def _parser() -> CaptionArgumentParser:
+    parser = CaptionArgumentParser(prog="avcap caption", allow_abbrev=False, parser_mode=PARSER_MODE)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_argument("--model", type=System, required=True, sub_configs=True)
+    parser.add_argument("--data", type=CaptionDataModule, sub_configs=True)
+    for key in ("trainer", *_TRAINER_KEYS):
+        parser.add_argument(f"--{key}", type=Any)
+    return parser
+
+
+def _parse_or_explain(arguments: Sequence[str]) -> Namespace:
+    try:
+        return _parser().parse_args(list(arguments))
+    except ParserRefusalError as error:
+        if str(error).endswith("are required: model"):
+            raise CommandLineError(
+                "no model given, wanted --checkpoint FILE, or -c FILE with a model for systems that need no training"
+            ) from error
+        known: dict[str, Any] = {"model": System, "data": CaptionDataModule, "trainer": Trainer}
+        raise CommandLineError(
+            explain(
+                arguments,
+                str(error),
+                known=known | dict.fromkeys(_TRAINER_KEYS, str | int | float | bool | None),
+                bases={"model": System, "data": CaptionDataModule},
+            )
+        ) from error
+
+
+def _decoding(
+    system: CaptionSystem, settings: Namespace, noted: dict[str, Any], asked: dict[str, int | None]
+) -> tuple[DecodeSettings, tuple[str, ...]]:
+    """Asked for, else configured, else as in training, else the data modules' default."""
+    needs = system.requirements
+    data = settings.get("data")
+    configured: dict[str, Any] = vars(data.init_args) if data is not None and data.get("init_args") is not None else {}
+    values, assumed = {}, []
+    for key in _DECODING:
+        candidates = [asked.get(key), configured.get(key), noted.get(key)]
+        if key == "sample_rate_hz":
+            candidates.insert(0, needs.sample_rate_hz)
+        known = [int(value) for value in candidates if value is not None]
+        values[key] = known[0] if known else inspect.signature(CaptionDataModule).parameters[key].default
+        if not known and ("audio" if key == "sample_rate_hz" else "visual") in needs.modalities:
+            assumed.append(f"{key} {values[key]}")
+    return (
+        DecodeSettings(
+            values["sample_rate_hz"],
+            values["num_frames"],
+            values["image_size_px"],
+            modalities=needs.modalities,
+            on_error="skip",
+            prefer_features=False,
+        ),
+        tuple(assumed),
+    )
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
