@@ -95,8 +95,9 @@ def built(system: ZerAuCap) -> ZerAuCap:
         assert heard.num_samples is not None
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        ears.audio_proj[-1].bias -= ears.encode_audio(heard.waveform, heard.num_samples).mean(dim=0)
-        ears.text_proj[-1].bias -= ears.encode_ids(ids, ids != 0).mean(dim=0)
+        last = dict(ears.named_parameters())
+        last["audio_proj.2.bias"] -= ears.encode_audio(heard.waveform, heard.num_samples).mean(dim=0)
+        last["text_proj.2.bias"] -= ears.encode_ids(ids, ids != 0).mean(dim=0)
     return system
 
 
