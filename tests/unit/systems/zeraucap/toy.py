@@ -96,8 +96,8 @@ def built(system: ZerAuCap) -> ZerAuCap:
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         last = dict(ears.named_parameters())
-        last["audio_proj.2.bias"] -= ears.encode_audio(heard.waveform, heard.num_samples).mean(dim=0)
-        last["text_proj.2.bias"] -= ears.encode_ids(ids, ids != 0).mean(dim=0)
+        last["audio_proj.2.bias"].sub_(ears.encode_audio(heard.waveform, heard.num_samples).mean(dim=0))
+        last["text_proj.2.bias"].sub_(ears.encode_ids(ids, ids != 0).mean(dim=0))
     return system
 
 
