@@ -169,7 +169,9 @@ def test_a_tokenizer_without_begin_token(tmp_path: Path) -> None:
     tokenizer.bos_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     system = toy_system(tmp_path, language={"tokenizer": str(tmp_path / "tokenizer")})
-    with pytest.raises(ConfigError, match=r"language\.tokenizer: .* has no bos token"):
+    with pytest.raises(
+        ConfigError, match=r"has no begin token, and every prompt starts with one: set tokenizer\.bos_token"
+    ):
         system.configure_model()
 
 
