@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from avcap_zoo.batch import Batch
 from avcap_zoo.cli.main import avcap
-from avcap_zoo.data_modules.base import PackedRecords
+from avcap_zoo.data_modules.records import PackedRecords
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
 from avcap_zoo.tables.run_results import read_annotations, read_run
 
@@ -81,7 +81,7 @@ def overlay(regime: str, row: str, seed: int, steps: int, scenes: Path) -> dict[
             "training": "lora",
             "lora": {"rank": 8, "alpha": 32, "dropout": 0.1, "targets": ["q_proj", "v_proj"]},
         }
-    data = {"num_captioned": 300 if frozen else 2000, "root": str(scenes)}
+    data: dict[str, Any] = {"num_captioned": 300 if frozen else 2000, "root": str(scenes)}
     if row == "audio only":
         data["modalities"] = ["audio"]
     return {
