@@ -11,6 +11,7 @@ from typing import Any
 
 SYSTEMS = {
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
+    "zeraucap": "avcap_zoo.systems.zeraucap.ZerAuCap",
     "vlrm": "avcap_zoo.systems.vlrm.VLRM",
 }
 DATA_MODULES = {
