@@ -193,7 +193,7 @@ class Captioner(nn.Module):
         """
         embed = self.language_model.get_input_embeddings()
         ids = torch.cat([tokens.new_full((len(tokens), 1), self.begin_id), tokens], dim=1)
-        embeds, real = embed(ids), torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        embeds, real = embed(ids), torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         if prefix is not None:
             embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
             real = torch.cat([real.new_ones(prefix.shape[:2]), real], dim=1)
