@@ -7,7 +7,6 @@ a source like any other.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio_text import CLAP, clap_sample_rate_hz
 from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
+from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import OptimizerSettings, Requirements, System
@@ -101,7 +101,8 @@ class CLAPPretraining(System):
     def on_train_end(self) -> None:
         """Save model, tokenizer and front end."""
         if self.trainer.is_global_zero:
-            _save(self.save_to, self.model.model, self.model.tokenizer, self.model.front_end)
+            save_parts(self.save_to, self.model.model, self.model.tokenizer, self.model.front_end)
+            rank_zero_info(f"saved to {self.save_to}")
 
 
 def contrastive_loss(sounds: Tensor, texts: Tensor, sound_scale: Tensor, text_scale: Tensor) -> Tensor:
@@ -212,7 +213,8 @@ class LanguagePretraining(System):
     def on_train_end(self) -> None:
         """Save model and tokenizer."""
         if self.trainer.is_global_zero:
-            _save(self.save_to, self.model.model, self.model.tokenizer)
+            save_parts(self.save_to, self.model.model, self.model.tokenizer)
+            rank_zero_info(f"saved to {self.save_to}")
 
 
 def named_keywords(captions: Sequence[str], keywords: Sequence[str]) -> list[str]:
@@ -232,16 +234,3 @@ def named_keywords(captions: Sequence[str], keywords: Sequence[str]) -> list[str
 def _stems(text: str) -> str:
     """The beginnings of the words, each between spaces."""
     return f" {' '.join(word[:_STEM_LETTERS] for word in re.findall(r'[a-z]+', text.lower()))} "
-
-
-def _save(folder: Path, *parts: Any) -> None:
-    """What parts save of themselves, whole or not at all."""
-    staging = folder.with_name(f".{folder.name}.partial")
-    if staging.exists():
-        shutil.rmtree(staging)
-    for part in parts:
-        part.save_pretrained(staging)
-    if folder.exists():
-        shutil.rmtree(folder)
-    staging.rename(folder)
-    rank_zero_info(f"saved to {folder}")
