@@ -81,7 +81,7 @@ def pictures(count: int, side_px: int) -> Batch:
 
 def backward(loss: Tensor) -> None:
     """Gradients, without the module of Lightning around them."""
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
 
 def iterate(model: VLRMModel, batch: Batch) -> Tensor:
