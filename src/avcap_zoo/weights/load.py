@@ -35,9 +35,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist; checkpoints/README.md says where each file comes from")
+    check_listed(path)
     if path.name.endswith(".index.json"):
         return _load_shards(path)
-    check_listed(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
