@@ -77,3 +77,22 @@ def load_case(system: str, name: str) -> GoldenCase:
     manifest = json.loads((GOLDEN / system / f"{name}.json").read_text())
     tensors = load_file(GOLDEN / system / manifest["file"])
     return GoldenCase(name, manifest["config"], tensors, manifest["tolerance"])
+
+
+def listed_cases(system: str, prefix: str, tolerance: dict[str, float]) -> list[GoldenCase]:
+    """Cases of one kind in a folder whose `manifest.json` describes all of them.
+
+    Args:
+        system: name of the folder.
+        prefix: how the files of the kind are named.
+        tolerance: absolute, of each output by its name without `out.`; outputs that are not named have that of "".
+    """
+    folder = GOLDEN / system
+    listed: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    cases = []
+    for path in sorted(folder.glob(f"{prefix}*.safetensors")):
+        tensors = load_file(path)
+        outputs = [name for name in tensors if name.startswith("out.")]
+        allowed = {n: {"rtol": 0.0, "atol": tolerance.get(n.removeprefix("out."), tolerance[""])} for n in outputs}
+        cases.append(GoldenCase(path.stem, listed[path.name], tensors, allowed))
+    return cases

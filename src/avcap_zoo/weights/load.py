@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.errors import WeightsError, first_line
+from avcap_zoo.weights.manifest import check_listed
 
 _LISTED = 8
 
@@ -28,11 +29,13 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         Name to tensor, on the CPU.
 
     Raises:
-        WeightsError: the file is missing, truncated, holds more than tensors, or is no weight file.
+        WeightsError: the file is missing, truncated, holds more than tensors, is no weight file, or is not the one that
+            a `manifest.yaml` beside it lists.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"weight file {path} does not exist; checkpoints/README.md says where each file comes from")
+    check_listed(path)
     if path.name.endswith(".index.json"):
         return _load_shards(path)
     try:
@@ -51,7 +54,9 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds Python objects beside tensors and is not loaded; ask its author for safetensors"
         ) from error
     except Exception as error:
-        raise WeightsError(f"{path} cannot be read as weights (truncated?): {first_line(error)}") from error
+        raise WeightsError(
+            f"{path} cannot be read as weights (truncated?), it has {path.stat().st_size:,} bytes: {first_line(error)}"
+        ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
