@@ -17,7 +17,32 @@ DATA_MODULES = {
     "audiocaps": "avcap_zoo.data_modules.audiocaps.AudioCapsDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
 }
-TABLES = {"model": SYSTEMS, "data": DATA_MODULES}
+# The stages of `avcap ground`.
+TAGGERS = {
+    "ram": "avcap_zoo.systems.bubogpt.tagging.RAMTagger",
+    "clip": "avcap_zoo.systems.bubogpt.tagging.CLIPTagger",
+    "given": "avcap_zoo.systems.bubogpt.tagging.GivenTags",
+}
+DETECTORS = {
+    "grounding-dino": "avcap_zoo.systems.bubogpt.detection.GroundingDino",
+    "groundingdino-py": "avcap_zoo.systems.bubogpt.detection.GroundingDinoPy",
+}
+SEGMENTERS = {
+    "sam": "avcap_zoo.systems.bubogpt.segmentation.SAM",
+    "segment-anything": "avcap_zoo.systems.bubogpt.segmentation.SegmentAnything",
+}
+MATCHERS = {
+    "rules": "avcap_zoo.systems.bubogpt.matching.RuleMatcher",
+    "language-model": "avcap_zoo.systems.bubogpt.matching.LanguageModelMatcher",
+}
+TABLES = {
+    "model": SYSTEMS,
+    "data": DATA_MODULES,
+    "tagger": TAGGERS,
+    "detector": DETECTORS,
+    "segmenter": SEGMENTERS,
+    "matcher": MATCHERS,
+}
 """Key of the configuration -> short name -> dotted path."""
 
 

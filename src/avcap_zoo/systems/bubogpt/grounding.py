@@ -236,8 +236,8 @@ class Grounder:
             return found
         names = _names(found)
         kept = batched_nms(
-            torch.tensor([each.box for _, each in found]),
-            torch.tensor([each.score for _, each in found]),
+            torch.tensor([each.box for _, each in found], dtype=torch.float32),
+            torch.tensor([each.score for _, each in found], dtype=torch.float32),
             torch.tensor([names.index(entity) for entity, _ in found]),
             self.nms_iou,
         )
