@@ -9,13 +9,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avcap_zoo.backbones.vision.finders import Detection, Detector, file_identity
-from avcap_zoo.errors import ConfigError, hub_error
+from avcap_zoo.backbones.vision.swin_tagger import IMAGENET_MEAN, IMAGENET_STD
+from avcap_zoo.errors import ConfigError, hub_error, require_extra
+from avcap_zoo.ops.picture_resize import resize_pictures
 
 BOX_THRESHOLD = 0.25
 TEXT_THRESHOLD = 0.2
@@ -194,6 +198,109 @@ class GroundingDino(PromptedDetector):
 
         model = load_pretrained(GroundingDinoForObjectDetection, self.source, "detector.init_args.source")
         return model.to(self.device).eval()
+
+
+class GroundingDinoPy(PromptedDetector):
+    """Grounding DINO of the package `groundingdino-py` (extra `grounding`), for the published weight files.
+
+    The package's wrapper around BERT uses parts that transformers 5 no longer has; ours takes its place while the model
+    is built.
+
+    Args:
+        weights: `groundingdino_swint_ogc.pth`; None = random weights.
+        text_encoder: `bert-base-uncased`, or a local folder in transformers format.
+        prompt: see `PromptedDetector`.
+        box_threshold: as in `GroundingDino`.
+        text_threshold: as in `GroundingDino`.
+        batch_size: prompts at once.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+
+    def __init__(
+        self,
+        weights: str | None = "checkpoints/groundingdino_swint_ogc.pth",
+        text_encoder: str = "bert-base-uncased",
+        prompt: Prompt = "sentences",
+        box_threshold: float = BOX_THRESHOLD,
+        text_threshold: float = TEXT_THRESHOLD,
+        batch_size: int = 4,
+    ) -> None:
+        self._package = require_extra("groundingdino.models.GroundingDINO.groundingdino", "grounding")
+        self.weights, self.text_encoder = weights, text_encoder
+        super().__init__(
+            prompt,
+            box_threshold,
+            text_threshold,
+            batch_size,
+            weights=file_identity(weights),
+            text_encoder=file_identity(text_encoder),
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        """The one of the model."""
+        return self._model.tokenizer
+
+    def predict(self, pictures: Sequence[Tensor], texts: Sequence[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """See `PromptedDetector`. Pictures go in with the shorter side at 800 pixels, the longer at most 1333."""
+        answer = self._model([_normalised(picture.to(self.device)) for picture in pictures], captions=list(texts))
+        read = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)
+        return [
+            (
+                answer["pred_logits"][row, :, : len(ids)].float().cpu(),
+                answer["pred_boxes"][row].float().cpu(),
+                torch.tensor(ids),
+            )
+            for row, ids in enumerate(read["input_ids"])
+        ]
+
+    @cached_property
+    def _model(self) -> Any:
+        from avcap_zoo.weights.load import load_strictly, load_tensors
+
+        settings = vars(import_module("groundingdino.config.GroundingDINO_SwinT_OGC"))
+        settings = {name: value for name, value in settings.items() if not name.startswith("_")}
+        settings |= {"use_checkpoint": False, "use_transformer_ckpt": False, "text_encoder_type": self.text_encoder}
+        theirs = self._package.BertModelWarper
+        self._package.BertModelWarper = _TextEncoder
+        try:
+            with hub_error(self.text_encoder, "detector.init_args.text_encoder"):
+                model = self._package.build_groundingdino(SimpleNamespace(**settings))
+        finally:
+            self._package.BertModelWarper = theirs
+        if self.weights is not None:
+            tensors = {name.removeprefix("module."): value for name, value in load_tensors(self.weights).items()}
+            tensors.pop("bert.embeddings.position_ids", None)  # a constant of older versions of transformers
+            load_strictly(model, tensors, self.weights)
+        return model.to(self.device).eval()
+
+
+class _TextEncoder(nn.Module):
+    """BERT under the names that the published weights have, asked with a mask of token pairs."""
+
+    def __init__(self, bert_model: Any) -> None:
+        super().__init__()
+        self.config = bert_model.config
+        self.embeddings, self.encoder, self.pooler = bert_model.embeddings, bert_model.encoder, bert_model.pooler
+        self._whole = (bert_model,)  # in a tuple: its parameters are registered above
+
+    def forward(self, *, attention_mask: Tensor, **inputs: Any) -> Any:
+        """`attention_mask` is (B, L, L) bool, or (B, L)."""
+        (bert,) = self._whole
+        if attention_mask.ndim == 3 and not hasattr(bert, "get_head_mask"):  # transformers 5 wants the heads' axis
+            attention_mask = attention_mask[:, None]
+        return bert(attention_mask=attention_mask, **inputs)
+
+
+def _normalised(picture: Tensor) -> Tensor:
+    height, width = picture.shape[1:]
+    scale = min(800 / min(height, width), 1333 / max(height, width))
+    size = [round(height * scale), round(width * scale)]
+    resized = resize_pictures(picture[None], (size[0], size[1]), "bilinear")[0].float() / 255
+    mean, std = (torch.tensor(values, device=picture.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (resized - mean) / std
 
 
 def build_prompts(tags: Sequence[str], tokenizer: Any, prompt: Prompt) -> list[PromptPart]:
