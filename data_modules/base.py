@@ -8,24 +8,30 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from avcap_zoo.batch import Batch, Modality, SkippedClip, Split, run_folder
-from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, collate_or_error
+from avcap_zoo.batch import Batch, FrozenEncoder, Modality, SkippedClip, Split, run_folder
+from avcap_zoo.data_modules.annotations import read_id_list
+from avcap_zoo.data_modules.cropping import CropPolicy
+from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, collate_or_error
+from avcap_zoo.data_modules.feature_cache import CacheInfo, FeatureReader, FeatureWriter, NumberType
+from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
-from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, ResumableLoader
+from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader
 from avcap_zoo.errors import ConfigError, DataError
 
 __all__ = ["CaptionDataModule", "ClipRecord", "SplitIndex"]
@@ -53,13 +59,30 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: stop when more than this share of a split's clips turned out unreadable.
         min_present_share: stop at the start when fewer than this share of the official clips are on disk.
         predict_split: split captioned by `predict`.
+        subset: file that lists the clip ids to use, one a line, relative to the data folder: of the test split, or
+            a file per split as in {test: paper_test_ids.txt}. Its hash goes into the results.
+        max_duration_s: longer sounds are cropped to this; None = never. Pictures are not affected.
+        crop: which part of a longer sound is kept: `start`, `centre`, or `seeded` (drawn by seed and clip id, in
+            training anew in each epoch).
+        frames_per_s: take frames at this rate, `num_frames` of them at most, instead of spreading `num_frames` evenly;
+            what a short clip lacks is masked.
+        audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips are
+            cut to the last one. Empty = padded to the longest clip.
+        drop_last: leave clips that fill no training batch to the next epoch, so that all batches have one size.
+        limits: what a single media file may cost.
+        visual_cache: folder made by `avcap cache visual`, taken instead of pictures.
+        audio_cache: folder made by `avcap cache audio`, taken instead of sound.
+        pin_memory: batches in page-locked memory; None = if there is a CUDA device.
+        persistent_workers: keep decoding processes from epoch to epoch.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a modality that the data set does not have.
     """
 
     name: str
     """Lower-case name of the data set."""
+    given_modalities: ClassVar[tuple[Modality, ...]] = ("audio", "visual")
+    """What the data set has."""
 
     def __init__(
         self,
@@ -77,6 +100,17 @@ class CaptionDataModule(LightningDataModule):
         max_skipped_share: float = 0.05,
         min_present_share: float = 0.5,
         predict_split: Split = "test",
+        subset: str | dict[Split, str] | None = None,
+        max_duration_s: float | None = None,
+        crop: CropPolicy = "start",
+        frames_per_s: float | None = None,
+        audio_buckets_s: tuple[float, ...] = (),
+        drop_last: bool = False,
+        limits: MediaLimits = DEFAULT_LIMITS,
+        visual_cache: str | None = None,
+        audio_cache: str | None = None,
+        pin_memory: bool | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         super().__init__()
         for key, value in (
@@ -91,7 +125,22 @@ class CaptionDataModule(LightningDataModule):
         for key, value in (("num_workers", num_workers), ("seed", seed)):
             if value < 0:
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
+        if max_duration_s is not None and not max_duration_s > 0:
+            raise ConfigError(f"data.init_args.max_duration_s is {max_duration_s}, wanted more than 0 (or null)")
+        absent = [modality for modality in modalities if modality not in self.given_modalities]
+        if absent or not modalities:
+            raise ConfigError(
+                f"data.init_args.modalities is {list(modalities)}, but {self.name} gives "
+                f"{' and '.join(self.given_modalities)}"
+            )
+        for key, numbers in (
+            ("frames_per_s", () if frames_per_s is None else (frames_per_s,)),
+            ("audio_buckets_s", audio_buckets_s),
+        ):
+            if not all(0 < number < math.inf for number in numbers):
+                raise ConfigError(f"data.init_args.{key} is {', '.join(map(str, numbers))}, wanted more than 0")
         self.root = _root(root, self.name)
+        self.subset: dict[Split, str] = {"test": subset} if isinstance(subset, str) else dict(subset or {})
         self.sample_rate_hz = sample_rate_hz
         self.modalities = modalities
         self.num_frames = num_frames
@@ -103,10 +152,28 @@ class CaptionDataModule(LightningDataModule):
         self.max_skipped_share = max_skipped_share
         self.min_present_share = min_present_share
         self.predict_split: Split = predict_split
-        self.decode = DecodeSettings(sample_rate_hz, num_frames, image_size_px, tuple(modalities), on_error)
+        self.frames_per_s = frames_per_s
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.persistent_workers = persistent_workers
+        self.decode = DecodeSettings(
+            sample_rate_hz,
+            num_frames,
+            image_size_px,
+            tuple(modalities),
+            on_error,
+            max_duration_s=max_duration_s,
+            crop=crop,
+            limits=limits,
+            frames_per_s=frames_per_s,
+            audio_buckets_s=tuple(audio_buckets_s),
+        )
+        named: dict[Modality, str | None] = {"visual": visual_cache, "audio": audio_cache}
+        self.feature_caches = {modality: Path(path).expanduser() for modality, path in named.items() if path}
         self.splits: dict[Split, SplitIndex] = {}
         self.skipped: dict[Split, dict[str, SkippedClip]] = {}
         self._packed: dict[Split, PackedRecords] = {}
+        self._readers: dict[tuple[Split, Modality], FeatureReader] = {}
 
     @abstractmethod
     def read_split(self, split: Split) -> SplitIndex:
@@ -115,6 +182,10 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             DataError: files missing or malformed; all problems of a file at once.
         """
+
+    def has_validation(self) -> bool:
+        """Whether there is a validation split; a fit goes without one where the data set publishes none."""
+        return True
 
     def prepare_data(self) -> None:
         """Check the folder and write `missing.csv` (split, id, reason) into it. Runs on one process."""
@@ -151,7 +222,7 @@ class CaptionDataModule(LightningDataModule):
                     f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
                     f"lower data.init_args.min_present_share if that is meant"
                 )
-            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present")
+            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present{_extent(index)}")
 
     def records(self, split: Split) -> PackedRecords:
         """The clips of a split that are on disk."""
@@ -160,17 +231,30 @@ class CaptionDataModule(LightningDataModule):
         return self._packed[split]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled by seed and epoch; resumes in mid-epoch."""
+        """Shuffled by seed and epoch; resumes in mid-epoch.
+
+        Raises:
+            ConfigError: with `drop_last`, fewer clips than one batch.
+        """
+        num_clips = len(self.records("train"))
+        whole = self.batch_size if self.drop_last else None
+        sampler = EpochSampler(num_clips, *self._rank(), whole)
+        if not len(sampler):
+            raise ConfigError(
+                f"{self.name} train has {num_clips} clips, which fill no batch of data.init_args.batch_size "
+                f"{self.batch_size} on {sampler.world_size} processes: set data.init_args.drop_last to false"
+            )
         return ResumableLoader(
-            sampler=EpochSampler(len(self.records("train")), *self._rank()),
+            sampler=sampler,
             progress=self._progress,
+            move_progress=self._move_progress,
             batch_size=self.batch_size,
             **self._loader_options("train"),
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split in file order."""
-        return self.evaluation_loader("val")
+        """The validation split in file order; no batches if the data set has none."""
+        return self.evaluation_loader("val") if self.has_validation() else []  # type: ignore[return-value]
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split in file order."""
@@ -192,13 +276,34 @@ class CaptionDataModule(LightningDataModule):
         """Clips that the annotations of a split name, on disk or not."""
         return self._index(split).num_official
 
+    def num_clips(self, split: Split) -> int:
+        """Clips of a split that are on disk, or as far as is known."""
+        return len(self.records(split))
+
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
+        index = self._index(split)
+        described: dict[str, Any] = {
+            "name": self.name,
+            "split": split,
+            "annotations": index.sources,
+            "present": len(index.records),
+            "official": index.num_official,
+            "left_out": index.left_out,
+        }
+        if index.subset is not None:
+            described["subset"] = {"file": str(index.subset.path), "sha256": index.subset.sha256}
+        if self.decode.max_duration_s is not None:
+            described["crop"] = {"max_duration_s": self.decode.max_duration_s, "policy": self.decode.crop}
+        return described
+
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
         clips = [
             (record.clip_id, record.captions, *_stamp(record.audio), *_stamp(record.visual))
             for record in self._index("train").records
         ]
-        decoding = [str(self.root.resolve()), self.sample_rate_hz, self.num_frames, self.image_size_px]
+        decoding = [str(self.root.resolve()), self._decoding("audio"), self._decoding("visual")]
         return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
 
     def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
@@ -214,7 +319,7 @@ class CaptionDataModule(LightningDataModule):
     def plain_loader(
         self, split: Split, batch_size: int, modalities: tuple[Modality, ...], *, shuffled: bool = False
     ) -> DataLoader[Batch]:
-        """A loader outside the Trainer, in this process: for preparing backbones and caching their features.
+        """A loader outside the Trainer, in this process: for preparing backbones.
 
         Args:
             split: which clips.
@@ -222,24 +327,127 @@ class CaptionDataModule(LightningDataModule):
             modalities: what is decoded, even if cached features are in use.
             shuffled: order of seed and epoch (`loader.sampler.set_epoch`) instead of file order.
         """
-        records = self.records(split)
-        decode = replace(self.decode, modalities=modalities, prefer_features=False)
-        return ClipLoader(
-            ClipDataset(records, decode, seed=self.seed, training=shuffled),  # type: ignore[arg-type]
-            sampler=EpochSampler(len(records)),
-            batch_size=batch_size,
-            collate_fn=partial(collate_or_error, num_frames=self.num_frames),
+        return self._decoding_loader(
+            split, batch_size, modalities, EpochSampler(len(self.records(split))), shuffled=shuffled
         )
 
-    def use_feature_folder(self, folder: Path, modality: Modality) -> None:
-        """Read a modality's features from `folder/<split>/<clip id>.npy` from now on, where such a file exists."""
-        field_name = "audio_features" if modality == "audio" else "features"
+    def cache_features(
+        self,
+        encoder: FrozenEncoder,
+        folder: Path,
+        splits: tuple[Split, ...],
+        *,
+        device: torch.device,
+        dtype: NumberType = "float32",
+        shard: tuple[int, int] = (0, 1),
+        batch_size: int = 32,
+    ) -> dict[Split, tuple[int, int]]:
+        """Store what an encoder makes of every clip; what is there already is not computed again.
+
+        Args:
+            encoder: sees each clip once, without gradient.
+            folder: of the cache.
+            splits: which clips.
+            device: where `encoder` is.
+            dtype: of the stored numbers.
+            shard: share of the clips, i of n; n processes fill one folder.
+            batch_size: clips per call of the encoder.
+
+        Returns:
+            By split, clips of this share that are stored, and clips of this share.
+
+        Raises:
+            DataError: the folder was made with something else or cannot be written.
+        """
+        info = CacheInfo(encoder.modality, encoder.key, self._decoding(encoder.modality), dtype)
+        counts: dict[Split, tuple[int, int]] = {}
+        for split in splits:
+            ids = [record.clip_id for record in self._index(split).records]
+            writer = FeatureWriter(folder, split, ids, info)
+            draws = [(0, row) for row in writer.todo(shard)]
+            loader = self._decoding_loader(split, batch_size, (encoder.modality,), draws, num_workers=self.num_workers)
+            for batch in tqdm(loader, desc=f"{encoder.modality} features, {split}", mininterval=1.0, disable=not draws):
+                if batch.skipped:
+                    writer.mark_unreadable([clip.clip_id for clip in batch.skipped])
+                    for clip in batch.skipped:
+                        rank_zero_warn(
+                            f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}"
+                        )
+                if len(batch):
+                    with torch.inference_mode():
+                        writer.write(batch.clip_ids, *encoder.encode(batch.to(device)))
+            share = len(range(shard[0], len(ids), shard[1]))
+            counts[split] = (share - len(writer.todo(shard)), share)
+        return counts
+
+    def use_feature_cache(self, folder: Path, modality: Modality) -> None:
+        """Take a modality's features from a cache from now on.
+
+        Raises:
+            DataError: it was made from clips decoded in another way, or lacks a split in use.
+        """
+        self.feature_caches[modality] = folder
         for split, index in self.splits.items():
-            known = {path.stem for path in (folder / split).glob("*.npy")}
-            for record in index.records:
-                if record.clip_id in known:
-                    setattr(record, field_name, str(folder / split / f"{record.clip_id}.npy"))
+            self._attach_cache(index, split, modality, folder)
         self._packed.clear()
+
+    def _decoding(self, modality: Modality) -> dict[str, Any]:
+        """What of our settings changes the input of an encoder, by key of `data.init_args`."""
+        if modality == "visual":
+            return {key: getattr(self, key) for key in ("num_frames", "image_size_px", "frames_per_s")}
+        decode = self.decode
+        cropped = (
+            {} if decode.max_duration_s is None else {"max_duration_s": decode.max_duration_s, "crop": decode.crop}
+        )
+        return {
+            "sample_rate_hz": self.sample_rate_hz,
+            "audio_buckets_s": list(decode.audio_buckets_s),
+            **cropped,
+        }
+
+    def _attach_cache(self, index: SplitIndex, split: Split, modality: Modality, folder: Path) -> None:
+        reader = FeatureReader(folder, split)
+        encoder, dtype = reader.info.encoder, reader.info.dtype  # the system checks the one; the other is free
+        reader.info.check(folder, wanted=CacheInfo(modality, encoder, self._decoding(modality), dtype))
+        lengths, rows = reader.lengths(), reader.rows()
+        kept = []
+        for record in index.records:
+            if record.clip_id not in lengths:
+                index.missing.append((record.clip_id, f"not in the {modality} cache {folder}"))
+                continue
+            if lengths[record.clip_id]:  # else its media could not be read: decoding will say why
+                record.cached[modality] = (rows[record.clip_id], lengths[record.clip_id])
+            kept.append(record)
+        index.records = kept
+        self._readers[split, modality] = reader
+
+    def _decoding_loader(
+        self,
+        split: Split,
+        batch_size: int,
+        modalities: tuple[Modality, ...],
+        draws: EpochSampler | list[Draw],
+        *,
+        shuffled: bool = False,
+        num_workers: int = 0,
+    ) -> DataLoader[Batch]:
+        decode = replace(self.decode, modalities=modalities, prefer_features=False)
+        return ClipLoader(
+            ClipDataset(self.records(split), decode, seed=self.seed, training=shuffled),  # type: ignore[arg-type]
+            sampler=draws,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=self._collate(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _collate(self) -> Callable[[Sequence[Sample] | DataError], Batch | DataError]:
+        return partial(
+            collate_or_error,
+            num_frames=self.num_frames,
+            frames_per_s=self.frames_per_s,
+            audio_lengths=self.decode.audio_lengths,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the clips that could not be read.
@@ -286,7 +494,7 @@ class CaptionDataModule(LightningDataModule):
             if clip.clip_id not in known:
                 known[clip.clip_id] = clip
                 rank_zero_warn(f"{self.name} {split}: clip {clip.clip_id} left out ({clip.path}): {clip.reason}")
-        total = len(self.records(split))
+        total = self.num_clips(split)
         if len(known) > self.max_skipped_share * total:
             named = ", ".join(list(known)[:_NAMED_IDS]) + (", ..." if len(known) > _NAMED_IDS else "")
             raise DataError(
@@ -306,11 +514,16 @@ class CaptionDataModule(LightningDataModule):
         if stage is None and self.trainer is not None and self.trainer.state.fn is not None:
             stage = self.trainer.state.fn.value
         needed: dict[str, list[Split]] = {"validate": ["val"], "test": ["test"], "predict": [self.predict_split]}
-        return needed.get(stage or "fit", ["train", "val"])
+        return needed.get(stage or "fit", ["train", "val"] if self.has_validation() else ["train"])
 
     def _index(self, split: Split) -> SplitIndex:
         if split not in self.splits:
-            self.splits[split] = self.read_split(split)
+            index = self.read_split(split)
+            if split in self.subset:
+                index.narrow(read_id_list(self.root / self.subset[split]))
+            for modality, folder in self.feature_caches.items():
+                self._attach_cache(index, split, modality, folder)
+            self.splits[split] = index
         return self.splits[split]
 
     def _rank(self) -> tuple[int, int]:
@@ -321,15 +534,29 @@ class CaptionDataModule(LightningDataModule):
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
+    def _move_progress(self, batches: int) -> None:
+        if self.trainer is None:
+            return
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        further = batches - current.ready
+        # All of its counters alike: which of them is one behind tells Lightning where in a step it was saved.
+        for name, count in vars(current).items():
+            setattr(current, name, count + further)
+
     def _loader_options(self, split: Split) -> dict[str, Any]:
+        records = self.records(split)
+        caches: dict[Modality, FeatureReader] = {
+            modality: reader for (of, modality), reader in self._readers.items() if of == split
+        }
+        decode = replace(self.decode, caches=caches)
         return {
-            "dataset": ClipDataset(self.records(split), self.decode, seed=self.seed, training=split == "train"),
-            "collate_fn": partial(collate_or_error, num_frames=self.num_frames),
+            "dataset": ClipDataset(records, decode, seed=self.seed, training=split == "train"),
+            "collate_fn": self._collate(),
             "num_workers": self.num_workers,
             # Its own generator: torch would draw a seed from the global one at each epoch, and a resumed run one less.
             "generator": torch.Generator().manual_seed(self.seed),
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.persistent_workers and self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
         }
 
 
@@ -339,6 +566,14 @@ def _stamp(path: str | None) -> tuple[int, int]:
         return (0, 0)
     status = Path(path).stat()
     return (status.st_size, status.st_mtime_ns)
+
+
+def _extent(index: SplitIndex) -> str:
+    """What else there is to say about a split: id list, what was left out, where the missing are listed."""
+    parts = [f"narrowed to {index.subset.path.name}"] if index.subset is not None else []
+    parts += [f"{count} {what} left out" for what, count in index.left_out.items()]
+    parts += ["missing.csv lists the others"] if index.missing else []
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _write_csv(path: Path, rows: list[tuple[Any, ...]]) -> None:

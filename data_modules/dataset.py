@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from avcap_zoo.batch import Batch, Box, Modality, SkippedClip, SoundEvent
+from avcap_zoo.data_modules.cropping import CropPolicy, crop
+from avcap_zoo.data_modules.feature_cache import FeatureReader
 from avcap_zoo.data_modules.media.audio import read_audio
+from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.sampling import Draw, epoch_order
@@ -33,6 +36,7 @@ class Sample:
     frames: Tensor | None = None
     features: Tensor | None = None
     audio_features: Tensor | None = None
+    feature_keys: dict[Modality, str] = field(default_factory=dict)
     skipped: list[SkippedClip] = field(default_factory=list)
 
 
@@ -46,6 +50,17 @@ class DecodeSettings:
     modalities: tuple[Modality, ...]
     on_error: Literal["skip", "raise"]
     prefer_features: bool = True
+    max_duration_s: float | None = None
+    crop: CropPolicy = "start"
+    limits: MediaLimits = DEFAULT_LIMITS
+    frames_per_s: float | None = None
+    audio_buckets_s: tuple[float, ...] = ()
+    caches: dict[Modality, FeatureReader] = field(default_factory=dict)
+
+    @property
+    def audio_lengths(self) -> tuple[int, ...]:
+        """The buckets in samples, shortest first."""
+        return tuple(sorted(round(seconds * self.sample_rate_hz) for seconds in self.audio_buckets_s))
 
 
 class ClipDataset(Dataset[Sample]):
@@ -85,7 +100,7 @@ class ClipDataset(Dataset[Sample]):
             index = self._index(epoch, (position + attempt) % len(self))
             record = self.records[index]
             try:
-                sample = self._decode(record)
+                sample = self._decode(record, epoch)
             except MediaError as error:
                 if self.settings.on_error == "raise":
                     raise
@@ -124,22 +139,47 @@ class ClipDataset(Dataset[Sample]):
         choice = np.random.default_rng((self.seed, epoch, index)).integers(len(record.captions))
         return record.captions[int(choice)]
 
-    def _decode(self, record: ClipRecord) -> Sample:
+    def _decode(self, record: ClipRecord, epoch: int) -> Sample:
         settings = self.settings
         sample = Sample(record)
-        if "audio" in settings.modalities and record.audio_features is not None and settings.prefer_features:
-            sample.audio_features = torch.from_numpy(_read_features(Path(record.audio_features), record.clip_id))
-        elif "audio" in settings.modalities and record.audio is not None:
-            waveform = read_audio(Path(record.audio), settings.sample_rate_hz, record.clip_id, record.window_s)
-            sample.waveform = torch.from_numpy(waveform)
-        if "visual" in settings.modalities and record.features is not None and settings.prefer_features:
-            sample.features = torch.from_numpy(_read_features(Path(record.features), record.clip_id))
-        elif "visual" in settings.modalities and record.visual is not None:
-            frames = read_frames(
-                Path(record.visual), settings.num_frames, settings.image_size_px, record.clip_id, record.window_s
-            )
-            sample.frames = torch.from_numpy(frames)
+        for modality in settings.modalities:
+            kept = self._kept_features(record, modality, sample)
+            if kept is not None:
+                setattr(sample, "audio_features" if modality == "audio" else "features", kept)
+            elif modality == "audio" and record.audio is not None:
+                waveform = read_audio(
+                    Path(record.audio), settings.sample_rate_hz, record.clip_id, record.window_s, settings.limits
+                )
+                if settings.max_duration_s is not None:
+                    longest = max(1, round(settings.max_duration_s * settings.sample_rate_hz))
+                    turn = epoch if self.training else 0  # in evaluation the same part in every epoch
+                    waveform = crop(waveform, longest, settings.crop, f"{self.seed} {turn} {record.clip_id}")
+                longest = settings.audio_lengths[-1] if settings.audio_buckets_s else len(waveform)
+                sample.waveform = torch.from_numpy(waveform[:longest])
+            elif modality == "visual" and record.visual is not None:
+                frames = read_frames(
+                    Path(record.visual),
+                    settings.num_frames,
+                    settings.image_size_px,
+                    record.clip_id,
+                    record.window_s,
+                    settings.limits,
+                    settings.frames_per_s,
+                    record.frame_at_s,
+                )
+                sample.frames = torch.from_numpy(frames)
         return sample
+
+    def _kept_features(self, record: ClipRecord, modality: Modality, sample: Sample) -> Tensor | None:
+        """Features from the cache or from a file of the clip's own, if these are to be used."""
+        if not self.settings.prefer_features:
+            return None
+        if modality in record.cached:
+            reader = self.settings.caches[modality]
+            sample.feature_keys[modality] = reader.info.encoder
+            return reader.read(*record.cached[modality])
+        path = record.audio_features if modality == "audio" else record.features
+        return None if path is None else torch.from_numpy(_read_features(Path(path), record.clip_id))
 
 
 def _read_features(path: Path, clip_id: str) -> NDArray[np.float32]:
@@ -160,22 +200,34 @@ def _read_features(path: Path, clip_id: str) -> NDArray[np.float32]:
     return single
 
 
-def collate_or_error(samples: Sequence[Sample] | DataError, num_frames: int) -> Batch | DataError:
+def collate_or_error(
+    samples: Sequence[Sample] | DataError,
+    num_frames: int,
+    frames_per_s: float | None = None,
+    audio_lengths: tuple[int, ...] = (),
+) -> Batch | DataError:
     """`collate` for `ClipLoader`: an error is handed over, not raised."""
     if isinstance(samples, DataError):
         return samples
     try:
-        return collate(samples, num_frames)
+        return collate(samples, num_frames, frames_per_s, audio_lengths)
     except DataError as error:
         return error
 
 
-def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    num_frames: int,
+    frames_per_s: float | None = None,
+    audio_lengths: tuple[int, ...] = (),
+) -> Batch:
     """Samples to a batch: waveforms zero-padded to the longest, pictures stacked, missing clips left out.
 
     Args:
         samples: decoded clips; those without a record only bring their reports.
-        num_frames: K, for the labelled boxes.
+        num_frames: K, to which clips with fewer frames are padded; also for the labelled boxes.
+        frames_per_s: for the labelled boxes, see `frame_times_s`.
+        audio_lengths: samples S that a padded batch may have, ascending; none = that of its longest clip.
 
     Raises:
         DataError: some clips have sound or pictures and others do not, or visual features of different widths.
@@ -187,25 +239,32 @@ def collate(samples: Sequence[Sample], num_frames: int) -> Batch:
         captions=[record.captions for record in records],
         caption=[sample.caption for sample in real],
         skipped=[clip for sample in samples for clip in sample.skipped],
+        feature_keys={modality: key for sample in real for modality, key in sample.feature_keys.items()},
     )
     waveforms = _all_or_none([sample.waveform for sample in real], "sound", batch)
     if waveforms:
         batch.num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        batch.waveform = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+        longest = max(map(len, waveforms))
+        batch.waveform = torch.zeros(len(waveforms), next((n for n in audio_lengths if n >= longest), longest))
+        for row, waveform in zip(batch.waveform, waveforms, strict=True):
+            row[: len(waveform)] = waveform
     frames = _all_or_none([sample.frames for sample in real], "pictures", batch)
     if frames:
-        batch.frames = torch.stack(frames)
-        batch.frame_mask = torch.ones(batch.frames.shape[:2], dtype=torch.bool)
+        batch.frames = torch.stack([_pad_frames(clip, num_frames) for clip in frames])
+        counts = torch.tensor([len(clip) for clip in frames])
+        batch.frame_mask = torch.arange(batch.frames.shape[1])[None, :] < counts[:, None]
     features = _all_or_none([sample.features for sample in real], "visual features", batch)
     if features:
         batch.visual_features, batch.frame_mask = _pad_features(features, "visual", batch)
     audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
     if audio_features:
         batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
+    if records and all(record.instruction is not None for record in records):
+        batch.instruction = [record.instruction or "" for record in records]
     if records and all(record.sounds is not None for record in records):
         batch.sound_events = [[SoundEvent(**sound) for sound in record.sounds or []] for record in records]
     if records and all(record.objects is not None for record in records):
-        batch.boxes = [_boxes(record, num_frames) for record in records]
+        batch.boxes = [_boxes(record, num_frames, frames_per_s) for record in records]
     return batch
 
 
@@ -228,9 +287,15 @@ def _pad_features(features: list[Tensor], kind: str, batch: Batch) -> tuple[Tens
     return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
 
 
-def _boxes(record: ClipRecord, num_frames: int) -> list[Box]:
+def _pad_frames(frames: Tensor, num_frames: int) -> Tensor:
+    """(K, 3, H, W) frames of a clip that may have fewer."""
+    lacking = num_frames - len(frames)
+    return frames if lacking <= 0 else torch.cat([frames, frames.new_zeros((lacking, *frames.shape[1:]))])
+
+
+def _boxes(record: ClipRecord, num_frames: int, frames_per_s: float | None) -> list[Box]:
     """Boxes of the objects seen in each of the K frames."""
-    times_s = frame_times_s(record.duration_s, num_frames)
+    times_s = frame_times_s(record.duration_s, num_frames, frames_per_s)
     return [
         Box(seen["label"], frame, *seen["box"])
         for seen in record.objects or []

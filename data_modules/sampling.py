@@ -30,11 +30,14 @@ class EpochSampler(DistributedSampler[Draw]):
         num_clips: clips in the split.
         rank: this process.
         world_size: number of processes.
+        whole_batches_of: clips per batch and process; positions that fill no batch on every process are left to the
+            next epoch, whose order is another. None = every position is drawn.
     """
 
-    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1, whole_batches_of: int | None = None) -> None:
         # Lightning leaves samplers of this type alone. Its own __init__ wants a data set we do not need.
-        self.num_clips = num_clips
+        together = 1 if whole_batches_of is None else whole_batches_of * world_size
+        self.num_clips = num_clips // together * together
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -84,23 +87,48 @@ class ClipLoader(DataLoader[Batch]):
 class ResumableLoader(ClipLoader):
     """A loader that Lightning saves and restores in mid-epoch.
 
+    The Trainer counts batches, which say how many clips are behind only while the number of processes and the batch
+    size stay the same. So clips are counted here, and a run that goes on with other numbers is told how many batches
+    of the new kind are behind.
+
     Args:
         sampler: the `EpochSampler` in use.
         progress: gives (epoch, batches trained in it by this process).
+        move_progress: sets the batches that count as trained in this epoch.
         options: of torch's DataLoader.
     """
 
-    def __init__(self, *, sampler: EpochSampler, progress: Callable[[], tuple[int, int]], **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        sampler: EpochSampler,
+        progress: Callable[[], tuple[int, int]],
+        move_progress: Callable[[int], None],
+        **options: Any,
+    ) -> None:
         super().__init__(sampler=sampler, **options)
         self._epoch_sampler = sampler
         self._progress = progress
+        self._move_progress = move_progress
+        self._resumed = (-1, 0, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and clips consumed in it over all processes."""
         epoch, batches = self._progress()
         assert self.batch_size is not None
-        return {"epoch": epoch, "consumed": batches * self.batch_size * self._epoch_sampler.world_size}
+        resumed_epoch, batches_then, consumed_then = self._resumed
+        if epoch != resumed_epoch:
+            batches_then = consumed_then = 0
+        consumed = (batches - batches_then) * self.batch_size * self._epoch_sampler.world_size
+        return {"epoch": epoch, "consumed": consumed_then + consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state` was taken."""
-        self._epoch_sampler.resume(state["epoch"], state["consumed"])
+        sampler = self._epoch_sampler
+        sampler.resume(state["epoch"], state["consumed"])
+        if sampler.start:
+            assert self.batch_size is not None
+            left = -(-(sampler.num_clips - sampler.start) // sampler.world_size)
+            batches = len(self) - -(-left // self.batch_size)
+            self._resumed = (sampler.epoch, batches, sampler.start)
+            self._move_progress(batches)

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.errors import MediaError, first_line
 
-MAX_PIXELS = 100_000_000
 
-
-def read_image(path: Path, size_px: int, clip_id: str) -> NDArray[np.uint8]:
+def read_image(path: Path, size_px: int, clip_id: str, limits: MediaLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
     """Read a picture in any mode: upright, RGB, shorter side to `size_px`, centre crop.
 
     Args:
         path: anything Pillow reads.
         size_px: side of the square result.
         clip_id: named in errors.
+        limits: what the file may cost.
 
     Returns:
         (3, size_px, size_px) uint8.
 
     Raises:
-        MediaError: missing, truncated, not a picture, or more than 100 million pixels.
+        MediaError: missing, truncated, not a picture, or beyond `limits.max_pixels`.
     """
     if not path.is_file():
         raise MediaError(clip_id, path, "no such file")
+    if path.stat().st_size == 0:
+        raise MediaError(clip_id, path, "the file is empty (0 bytes)")
+    return decode_image(path, size_px, clip_id, path, limits)
+
+
+def decode_image(
+    source: Path | BinaryIO, size_px: int, clip_id: str, path: Path | str, limits: MediaLimits = DEFAULT_LIMITS
+) -> NDArray[np.uint8]:
+    """`read_image` of a file that is open already, or lies in an archive.
+
+    Args:
+        source: where the picture is read from.
+        size_px: side of the square result.
+        clip_id: named in errors.
+        path: named in errors.
+        limits: what the file may cost.
+
+    Returns:
+        (3, size_px, size_px) uint8.
+
+    Raises:
+        MediaError: truncated, not a picture, or beyond `limits.max_pixels`.
+    """
     try:
-        with Image.open(path) as image:
-            upright = _upright_rgb(image)
+        with Image.open(source) as image:
+            upright = _upright_rgb(image, limits.max_pixels)
     except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
         raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
     if upright.size != (size_px, size_px):
@@ -39,10 +63,10 @@ def read_image(path: Path, size_px: int, clip_id: str) -> NDArray[np.uint8]:
     return np.array(upright).transpose(2, 0, 1)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     """A picture of any mode as 8-bit RGB without alpha, turned as its EXIF data say."""
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {max_pixels} are read (limits.max_pixels)")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bit gray: Pillow would cut off at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

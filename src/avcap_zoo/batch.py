@@ -76,7 +76,10 @@ class Batch:
     """(B, K) bool; also the mask of `visual_features`."""
     visual_features: Tensor | None = None
     """(B, K, C) float32, one vector per frame from a frozen encoder; given instead of `frames`."""
+    feature_keys: dict[Modality, str] = field(default_factory=dict)
+    """Which encoder made the features, where a cache says so; see `FrozenEncoder.key`."""
     instruction: list[str] | None = None
+    """What the captions answer, for each clip."""
     sound_events: list[list[SoundEvent]] | None = None
     boxes: list[list[Box]] | None = None
     skipped: list[SkippedClip] = field(default_factory=list)
@@ -91,7 +94,7 @@ class Batch:
         changed = copy(self)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name != "skipped" and value is not None:
+            if f.name != "skipped" and isinstance(value, list | Tensor):
                 setattr(changed, f.name, value[:1])
         return changed
 
@@ -103,6 +106,11 @@ class Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor: a device that compiles graphs makes one for each that it has not seen."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
+
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         changed = copy(self)
         for f in fields(self):
@@ -110,6 +118,23 @@ class Batch:
             if isinstance(value, Tensor):
                 setattr(changed, f.name, change(value))
         return changed
+
+
+@dataclass
+class FrozenEncoder:
+    """What a system computes of a clip's sound or pictures alone, always alike: it may be computed once and kept.
+
+    Attributes:
+        modality: what it needs of a batch.
+        module: holds the weights; in evaluation mode.
+        encode: batch on the module's device to (B, N, C) tokens and their (B, N) mask, real tokens first.
+        key: names weights and settings. Features of another key must not be used in its place.
+    """
+
+    modality: Modality
+    module: torch.nn.Module
+    encode: Callable[[Batch], tuple[Tensor, Tensor]]
+    key: str
 
 
 @runtime_checkable
@@ -135,6 +160,9 @@ class ClipSource(Protocol):
     def num_official(self, split: Split) -> int:
         """Clips that the annotations of a split name, on disk or not."""
 
+    def describe_split(self, split: Split) -> dict[str, Any]:
+        """What a split was read from and what of it is here, for the files of results."""
+
     def fingerprint(self) -> str:
         """Short hash of the training clips and of how they are decoded."""
 
@@ -149,8 +177,13 @@ class ClipSource(Protocol):
     ) -> DataLoader[Any]:
         """Batches outside the Trainer."""
 
-    def use_feature_folder(self, folder: Path, modality: Modality) -> None:
-        """Take a modality's features from `folder/<split>/<clip id>.npy` from now on."""
+    def cache_features(
+        self, encoder: FrozenEncoder, folder: Path, splits: tuple[Split, ...], *, device: torch.device
+    ) -> dict[Split, tuple[int, int]]:
+        """Store what an encoder makes of every clip; by split, clips stored and clips asked for."""
+
+    def use_feature_cache(self, folder: Path, modality: Modality) -> None:
+        """Take a modality's features from such a folder from now on."""
 
 
 def run_folder(trainer: Any) -> Path:

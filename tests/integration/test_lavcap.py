@@ -14,10 +14,11 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 from torch import Tensor
 
-from avcap_zoo.batch import Batch
+from avcap_zoo.batch import Batch, Modality
+from avcap_zoo.data_modules.feature_cache import FeatureReader, NumberType
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.systems.lavcap.module import LAVCap
-from avcap_zoo.systems.lavcap.preparation import PrepareBackbones, store_features
+from avcap_zoo.systems.lavcap.preparation import PrepareBackbones
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
 
 
@@ -141,11 +142,9 @@ def test_the_look_inside_shows_frames_also_of_cached_features(scenes_root: Path,
         data = tiny_data(scenes_root)
         data.setup("validate")
         if cached:
-            folder = tmp_path / "features"
-            (folder / "val").mkdir(parents=True)
-            for index in range(len(data.records("val"))):
-                np.save(folder / f"val/{data.records('val')[index].clip_id}.npy", np.ones((4, 32), np.float32))
-            data.use_feature_folder(folder, "visual")
+            np.save(tmp_path / "features.npy", np.ones((4, 32), np.float32))
+            for record in data.splits["val"].records:
+                record.features = str(tmp_path / "features.npy")
         run = tmp_path / f"cached_{cached}"
         tiny_trainer(run, limit_val_batches=1).validate(tiny_lavcap(), datamodule=data, verbose=False)
         (path,) = (run / "figures").glob("inside-*.png")
@@ -306,8 +305,8 @@ def test_preparation_is_cached_and_moves_only_self_made_backbones(
         if not torch.equal(tensor, before[name])
     }
     assert changed == {"vision_encoder"}
-    features = list((tmp_path / "cache").rglob("*.npy"))
-    assert len(features) == 24 + 6
+    (features,) = (tmp_path / "cache").rglob("visual-clip-*/")
+    assert [len(FeatureReader(features, split).lengths()) for split in ("train", "val")] == [24, 6]
 
     calls: list[str] = []
     monkeypatch.setattr(PrepareBackbones, "_train", lambda self, name, *_: calls.append(name))
@@ -319,7 +318,9 @@ def test_preparation_is_cached_and_moves_only_self_made_backbones(
     assert_same(second.model.vision_encoder.state_dict(), fresh.model.vision_encoder.state_dict())
 
 
-def test_cached_features_train_like_live_ones(scenes_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cached_features_train_like_live_ones(scenes_root: Path, tmp_path: Path, dtype: NumberType) -> None:
+    modalities: tuple[Modality, ...] = ("audio", "visual")
     seed_everything(0, verbose=False)
     system = tiny_lavcap(training="frozen")
     system.audio.mask_padding = True
@@ -330,25 +331,74 @@ def test_cached_features_train_like_live_ones(scenes_root: Path, tmp_path: Path)
     data = tiny_data(scenes_root)
     data.setup("fit")
     live = next(iter(data.val_dataloader()))
-    for modality in ("audio", "visual"):
-        store_features(system.model, data, modality, tmp_path / modality, torch.device("cpu"))
-        data.use_feature_folder(tmp_path / modality, modality)
+    for modality in modalities:
+        encoder = system.model.frozen_encoder(modality)
+        data.cache_features(
+            encoder, tmp_path / modality, ("train", "val"), device=torch.device("cpu"), dtype=dtype, batch_size=4
+        )
+        data.use_feature_cache(tmp_path / modality, modality)
     cached = next(iter(data.val_dataloader()))
     assert cached.frames is None
     assert cached.waveform is None
     assert live.visual_features is None
     assert live.audio_features is None
+    assert set(cached.feature_keys) == {"audio", "visual"}
     system.model.train()
     with torch.no_grad():
         found, wanted = system.model.fuse(cached), system.model.fuse(live)
-    torch.testing.assert_close(found.tokens[found.mask], wanted.tokens[wanted.mask])
+        losses = []
+        for batch in (cached, live):
+            torch.manual_seed(0)
+            losses.append(torch.stack(list(system.model(batch).values())))
     assert int(found.mask.sum()) == int(wanted.mask.sum())
+    if dtype == "float32":
+        assert torch.equal(found.tokens[found.mask], wanted.tokens[wanted.mask])
+        assert torch.equal(losses[0], losses[1])
+    else:
+        torch.testing.assert_close(found.tokens[found.mask], wanted.tokens[wanted.mask], rtol=2**-7, atol=2**-7)
+        torch.testing.assert_close(losses[0], losses[1], rtol=2**-7, atol=2**-7)
+        assert not torch.equal(losses[0], losses[1])
 
 
-@pytest.mark.parametrize("change", ["full", "drift", "augmented"])
+def test_features_of_another_encoder_are_refused(scenes_root: Path, tmp_path: Path) -> None:
+    seed_everything(0, verbose=False)
+    system = tiny_lavcap(kind="visual_only")
+    system.configure_model()
+    data = tiny_data(scenes_root, modalities=("visual",))
+    made_by = system.model.frozen_encoder("visual")
+    counts = data.cache_features(made_by, tmp_path / "cache", ("train", "val"), device=torch.device("cpu"))
+    assert counts == {"train": (24, 24), "val": (6, 6)}
+    seed_everything(5, verbose=False)
+    other = tiny_lavcap(kind="visual_only")
+    with pytest.raises(
+        WeightsError, match=rf"visual features come from the encoder {made_by.key}, the configured one is clip-\w{{16}}"
+    ):
+        fit(
+            scenes_root,
+            tmp_path / "run",
+            system=other,
+            max_steps=1,
+            limit_val_batches=0,
+            data={"visual_cache": str(tmp_path / "cache"), "modalities": ("visual",)},
+        )
+
+
+def test_audio_that_is_trained_is_not_taken_from_a_cache(scenes_root: Path) -> None:
+    system = tiny_lavcap(training="lora")
+    system.configure_model()
+    with pytest.raises(ConfigError, match=r"audio tokens change in training .*audio.training is lora"):
+        system.model.frozen_encoder("audio")
+    only_sound = tiny_lavcap(kind="audio_only")
+    only_sound.configure_model()
+    with pytest.raises(ConfigError, match=r"fusion\.kind audio_only uses no visual features"):
+        only_sound.model.frozen_encoder("visual")
+
+
+@pytest.mark.parametrize("change", ["full", "drift", "augmented", "decibel"])
 def test_audio_that_changes_in_training_is_not_cached(change: str) -> None:
     system = tiny_lavcap(training="full" if change == "full" else "frozen")
     system.audio.encoder.frozen_batch_norm = "drift" if change == "drift" else "eval"
+    system.audio.encoder.front_end = "decibel" if change == "decibel" else "kaldi"
     system.audio.augment_bins = 8 if change == "augmented" else 0
     system.audio.augment_frames = 0
     system.configure_model()

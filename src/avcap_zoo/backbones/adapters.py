@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,3 +82,28 @@ def _family_targets(module: nn.Module) -> tuple[str, ...]:
 
     family = getattr(getattr(module, "config", None), "model_type", None)
     return tuple(BY_FAMILY.get(family, ("q_proj", "v_proj")))
+
+
+@contextmanager
+def adapters_off(module: nn.Module) -> Iterator[None]:
+    """Run a module without its adapters; afterwards they, and what of them is trained, are as before.
+
+    With gradient checkpointing the backward pass runs the module again and belongs inside, too.
+
+    Args:
+        module: one that `set_training_mode` gave adapters, or one without any.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    enabled = [layer for layer in layers if not layer.disable_adapters]
+    for layer in enabled:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in enabled:
+            layer.enable_adapters(enabled=True)
+        for parameter in (p for layer in enabled for p in layer.parameters()):
+            parameter.requires_grad_(any(parameter is other for other in trained))

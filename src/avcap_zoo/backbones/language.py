@@ -58,6 +58,7 @@ class GenerationSettings:
         min_length: shortest caption, in tokens.
         repetition_penalty: 1 = none.
         length_penalty: exponent of the length in the score of a beam.
+        no_repeat_ngram_size: no run of so many tokens comes twice; 0 = no such rule.
     """
 
     num_beams: int = 4
@@ -65,6 +66,7 @@ class GenerationSettings:
     min_length: int = 1
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
 
 
 @dataclass

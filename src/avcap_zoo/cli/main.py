@@ -43,6 +43,8 @@ TRAINER_VERBS = {
 AVCAP_VERBS = TRAINER_VERBS | {
     "caption": Verb("caption files with a trained system", "avcap_zoo.cli.caption"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
+    "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
+    "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }

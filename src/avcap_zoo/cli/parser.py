@@ -214,12 +214,21 @@ class CaptionCLI(LightningCLI):
                 rank_zero_info(f"best checkpoint: {os.path.relpath(path)}")
 
 
-def run(prog: str, arguments: Sequence[str]) -> None:
+class BuildOnly(CaptionCLI):
+    """Parses and builds, and runs nothing: for commands that do something else with a configuration of `fit`."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave model, data module and Trainer as they are."""
+
+
+def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI) -> CaptionCLI:
     """Parse, build and run.
 
     Args:
         prog: "lightning" or "avcap".
         arguments: the verb and what follows it.
+        cli: `BuildOnly` runs nothing.
 
     Raises:
         CommandLineError: the command or a file cannot be used as given.
@@ -230,7 +239,7 @@ def run(prog: str, arguments: Sequence[str]) -> None:
     set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
-        CaptionCLI(prog, arguments)
+        return cli(prog, arguments)
     except MisconfigurationException as error:
         raise ConfigError(_first_lines(error)) from error
 

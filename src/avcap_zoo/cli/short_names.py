@@ -11,6 +11,7 @@ from typing import Any
 
 SYSTEMS = {
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
+    "vlrm": "avcap_zoo.systems.vlrm.VLRM",
 }
 DATA_MODULES = {
     "audiocaps": "avcap_zoo.data_modules.audiocaps.AudioCapsDataModule",

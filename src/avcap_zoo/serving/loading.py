@@ -196,7 +196,14 @@ def _decoding(
         if not known and ("audio" if key == "sample_rate_hz" else "visual") in needs.modalities:
             assumed.append(f"{key} {values[key]}")
     return (
-        DecodeSettings(**values, modalities=needs.modalities, on_error="skip", prefer_features=False),
+        DecodeSettings(
+            values["sample_rate_hz"],
+            values["num_frames"],
+            values["image_size_px"],
+            modalities=needs.modalities,
+            on_error="skip",
+            prefer_features=False,
+        ),
         tuple(assumed),
     )
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch, ClipSource, Modality, run_folder
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import compare_keys
@@ -223,13 +223,23 @@ class System(LightningModule):
 
     # Checkpoints
 
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """What of this system may be computed once per clip; needs no `model` where the encoder has its own file.
+
+        Raises:
+            ConfigError: nothing of this modality is.
+        """
+        raise ConfigError(f"{type(self).__name__} has no frozen {modality} encoder: there is nothing to cache")
+
     def self_made_modules(self) -> list[str]:
         """Sub-modules whose weights exist in no file of their own, so that checkpoints must hold them whole."""
         return [f"model.{name}" for name in getattr(self.model, "self_made", [])]
 
     def checkpoint_names(self) -> set[str]:
         """Names of the tensors that a checkpoint holds: trained, moving, or without another home."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        # Tied weights have two names in the state dict, and both are asked for.
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         homeless = tuple(f"{name}." for name in self.self_made_modules())
         moving = {name for name, _ in self.named_buffers()}  # not the scales of a quantised layer
         return {

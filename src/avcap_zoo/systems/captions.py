@@ -153,6 +153,7 @@ class CaptionSystem(System):
             "clips_scored": self._scores.num_clips,
             "clips_official": official,
             "clips_skipped": sorted(data.skipped.get("test", {})) if isinstance(data, ClipSource) else [],
+            "data": data.describe_split("test") if isinstance(data, ClipSource) else None,
             **self._provenance(),
         }
         if self.trainer.is_global_zero:

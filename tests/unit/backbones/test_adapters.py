@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avcap_zoo.backbones.adapters import LoRASettings, set_training_mode
+from avcap_zoo.backbones.adapters import LoRASettings, adapters_off, set_training_mode
 from avcap_zoo.errors import ConfigError
 
 
@@ -108,3 +108,25 @@ def test_a_module_of_no_family_has_the_common_layers() -> None:
     assert {name.split(".")[1] for name in trained(module)} == {"q_proj", "v_proj"}
     with pytest.raises(ConfigError, match="this model has none"):
         set_training_mode(nn.LayerNorm(3), "lora", LoRASettings(), "x")
+
+
+def test_without_its_adapters_a_module_is_what_it_was() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    states = torch.randn(2, 4)
+    plain = module(states)
+    set_training_mode(module, "lora", LoRASettings(2, 4, 0.0, ("0", "1")), "here")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    first = next(p for n, p in module.named_parameters() if "lora_A" in n)
+    first.requires_grad_(False)
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    adapted = module(states)
+    assert not torch.allclose(adapted, plain)
+    with pytest.raises(RuntimeError, match="stop"), adapters_off(module):
+        assert torch.equal(module(states), plain)
+        raise RuntimeError("stop")
+    assert torch.equal(module(states), adapted)
+    assert {n for n, p in module.named_parameters() if p.requires_grad} == trained

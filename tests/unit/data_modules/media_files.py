@@ -54,6 +54,7 @@ def encode(
     first_frame: int = 0,
     to_pipe: bool = False,
     folder: Path | None = None,
+    key_frame_every: int | None = None,
 ) -> bytes:
     """A file of frames (K, H, W, 3) and samples (channels, S), either of which may be left out.
 
@@ -74,6 +75,8 @@ def encode(
             video.thread_count = 1
             if video_codec == "libx264":
                 video.options = {"preset": "ultrafast", "crf": "10", "threads": "1"}
+            if key_frame_every is not None:
+                video.gop_size = key_frame_every
         audio: Any = None
         if samples is not None:
             audio = file.add_stream(audio_codec, rate=rate_hz)

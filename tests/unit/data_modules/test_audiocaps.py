@@ -67,7 +67,8 @@ def test_quoted_commas_quotes_and_other_scripts(tmp_path: Path) -> None:
 
 def test_rows_of_one_clip_are_its_references(tmp_path: Path) -> None:
     text = f"{HEADER}\n1,a,30,one\n2,b,0,two\n3,a,30,three\n3,a,30,three\n"
-    assert read_text(tmp_path, text) == [("a", ["one", "three", "three"]), ("b", ["two"])]
+    assert read_text(tmp_path, text) == [("a", ["one", "three"]), ("b", ["two"])]
+    assert read(tmp_path).left_out == {"repeated rows": 1}
 
 
 @pytest.mark.parametrize("clip_id", ["Ab-_9xyzQ1w", "--0w1YA1Hm4", "_9mgOkzm-xg"])
@@ -93,8 +94,15 @@ def test_no_csv(tmp_path: Path) -> None:
         (f"{HEADER}\n", r"train.csv holds no rows"),
         (f"{HEADER}\n1,a,30,caf\xe9\n".encode("latin-1"), r"train.csv is no CSV in UTF-8"),
         (f"{HEADER}\n1,a,30,x\n".encode("utf-16"), r"train.csv is no CSV in UTF-8"),
-        (f"{HEADER}\n1,a,30,{'x' * 200_000}\n", r"train.csv is no CSV in UTF-8: field larger than"),
+        (f"{HEADER}\n1,a,30,{'x' * 200_000}\n", r"train.csv is no CSV in UTF-8: line 2: field larger than"),
         (b"PK\3\4\xff\xfe binary", r"train.csv is no CSV in UTF-8"),
+        (f"{HEADER}\n1,a\0b,30,x\n", r"train.csv is no CSV in UTF-8: it holds zero bytes"),
+        (f'{HEADER}\n1,a,30,"a dog\n2,b,0,rain\n', r"train.csv is no CSV in UTF-8: line 3: unexpected end of data"),
+        (f'{HEADER}\n1,a,30,"a dog" barks\n', r"train.csv is no CSV in UTF-8: line 2: ',' expected after"),
+        (f"{HEADER}\n1,a,30,a dog barks, twice\n", r"line 2: 5 fields, wanted 4; quote text that holds commas"),
+        (f"{HEADER.replace(',', ';')}\n1;a;30;x\n", r"no column .*; found audiocap_id;youtube_id;start_time;caption"),
+        (f"{HEADER},caption\n1,a,30,x,y\n", r"train.csv has the column caption more than once"),
+        (f"{HEADER}\n1,a,30,x\n1,b,30,y\n", r"line 3: audiocap_id '1' is that of another clip on line 2"),
     ],
 )
 def test_files_that_are_not_audiocaps(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -109,7 +117,7 @@ def test_start_times_that_are_no_numbers(tmp_path: Path, start: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "clip_id", ["../a", "..", "a/b", "/etc/passwd", "a\\b", "a b", "", "a.b", "ü", "a\0b", "*", "~", "$HOME"]
+    "clip_id", ["../a", "..", "a/b", "/etc/passwd", "a\\b", "a b", "", "a.b", "ü", "*", "~", "$HOME"]
 )
 def test_unsafe_ids(tmp_path: Path, clip_id: str) -> None:
     write_rows(tmp_path / "train.csv", [(1, clip_id, 0, "x")])
@@ -122,14 +130,17 @@ def test_unsafe_ids(tmp_path: Path, clip_id: str) -> None:
 
 
 def test_all_problems_of_a_file_are_in_one_message(tmp_path: Path) -> None:
-    lines = ["1,../a,0,x", "2,b,soon,x", "3,c,0", "4,d", "5,,0,x", "6,f g,0,x", "7,h,nan,x", "8,ok,0,x"]
+    lines = ["1,../a,0,x", "2,b,soon,x", "3,c,0", "4,d", "5,,0,x", "6,f g,0,x", "7,h,nan,x", "9,i j,0,x", "9,k l,0,x"]
+    lines += ["10,m,-1,x", "8,ok,0,x"]
     with pytest.raises(DataError) as caught:
         read_text(tmp_path, "\n".join([HEADER, *lines]))
     message = str(caught.value)
     assert "line 2: id '../a' or '1' is no safe id; line 3: start_time 'soon' is no number" in message
-    assert "line 4: fewer than four columns" in message
-    assert "line 5: start_time None is no number" in message
-    assert message.endswith("line 6: id '' or '5' is no safe id and 2 more")
+    assert "line 4: 3 fields, wanted 4; line 5: 2 fields, wanted 4" in message
+    assert message.endswith(
+        "line 6: id '' or '5' is no safe id; line 7: id 'f g' or '6' is no safe id; line 8: "
+        "start_time 'nan' is no number; line 9: id 'i j' or '9' is no safe id and 2 more"
+    )
 
 
 # -- names of media ----------------------------------------------------------------------------------------------

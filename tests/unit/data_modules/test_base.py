@@ -422,6 +422,57 @@ def test_waveforms_are_padded_to_the_longest(tmp_path: Path) -> None:
     assert not batch.waveform[1, 100:].any()
 
 
+def lengths_folder(root: Path, count: int = 16) -> Path:
+    """Clips of 0.02, 0.04, ... s."""
+    write_rows(root / "train.csv", [(number, f"c{number}", 0, "x") for number in range(count)])
+    for number in range(count):
+        write_sound(root / "train" / "waveforms" / f"c{number}.wav", np.full(320 * (number + 1), 0.25))
+    return root
+
+
+def test_audio_buckets_give_few_shapes(tmp_path: Path) -> None:
+    lengths_folder(tmp_path)
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    kinds: dict[str, dict[str, Any]] = {
+        "free": {},
+        "buckets": {"audio_buckets_s": (0.3, 0.1, 0.2)},
+        "whole": {"audio_buckets_s": (0.3, 0.1, 0.2), "drop_last": True},
+    }
+    for name, options in kinds.items():
+        data = data_module(tmp_path, batch_size=3, **options)
+        loader = data.train_dataloader()
+        batches = []
+        for epoch in range(4):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            batches += list(loader)
+        shapes[name] = {batch.shapes()["waveform"] for batch in batches}
+        for batch in batches:
+            assert batch.waveform is not None
+            assert batch.num_samples is not None
+            real = torch.arange(batch.waveform.shape[1])[None] < batch.num_samples[:, None]
+            assert torch.equal(batch.waveform != 0, real)
+            limit = 10**6 if name == "free" else 4800
+            assert batch.num_samples.tolist() == [min(limit, 320 * (int(i[1:]) + 1)) for i in batch.clip_ids]
+    assert len(shapes["free"]) > 6
+    assert {length for _, length in shapes["buckets"]} <= {1600, 3200, 4800}
+    assert len(shapes["buckets"]) <= 6
+    assert shapes["whole"] <= {(3, 1600), (3, 3200), (3, 4800)}
+
+
+def test_drop_last_needs_a_whole_batch(tmp_path: Path) -> None:
+    data = data_module(make_folder(tmp_path, train=3), batch_size=4, drop_last=True)
+    with pytest.raises(ConfigError, match=r"train has 3 clips, which fill no batch of .*batch_size 4 on 1 processes"):
+        data.train_dataloader()
+
+
+def test_loader_settings_reach_torch(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    plain = data_module(tmp_path, num_workers=1).train_dataloader()
+    assert (plain.persistent_workers, plain.pin_memory) == (True, torch.cuda.is_available())
+    other = data_module(tmp_path, num_workers=1, persistent_workers=False, pin_memory=True).train_dataloader()
+    assert (other.persistent_workers, other.pin_memory) == (False, True)
+
+
 def sample(clip_id: str, **parts: Any) -> Sample:
     return Sample(ClipRecord(clip_id, ["x"]), "x", **parts)
 
@@ -520,20 +571,45 @@ def test_plain_loader(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
 
 
-def test_feature_folder_is_used_where_it_has_a_clip(tmp_path: Path) -> None:
-    data = data_module(make_folder(tmp_path, with_videos=True), modalities=("visual",), eval_batch_size=3)
-    data.setup("fit")
-    (tmp_path / "cache" / "val").mkdir(parents=True)
-    for number in range(3):
-        np.save(tmp_path / "cache" / "val" / f"val{number}.npy", np.full((2, 5), number, np.float32))
-    data.use_feature_folder(tmp_path / "cache", "visual")
-    (batch,) = data.val_dataloader()
-    assert batch.frames is None
-    assert batch.visual_features is not None
-    assert batch.visual_features[:, 0, 0].tolist() == [0, 1, 2]
-    (plain,) = data.plain_loader("val", 3, ("visual",))
-    assert plain.frames is not None
-    assert plain.visual_features is None
+class Writer(Listener):
+    """Writes down the clips of each step, and stops after some."""
+
+    def __init__(self, folder: Path, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self.stop_after = stop_after
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with (self.folder / f"{self.trainer.global_rank}.txt").open("a") as file:
+            file.write("".join(f"{clip_id}\n" for clip_id in batch.clip_ids))
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.global_step == self.stop_after:
+            self.trainer.save_checkpoint(self.folder / "stopped.ckpt")
+            self.trainer.should_stop = True
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_in_mid_epoch_on_other_processes(tmp_path: Path, before: int, after: int) -> None:
+    make_folder(tmp_path / "data", train=24, val=1)
+    options: dict[str, Any] = {"limit_val_batches": 0, "max_epochs": 1}
+
+    def start(folder: str, processes: int, stop_after: int | None, ckpt_path: Path | None = None) -> Counter[str]:
+        (tmp_path / folder).mkdir()
+        ddp = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {"devices": 1}
+        run = trainer(tmp_path / folder / "run", **options, **ddp)
+        data = data_module(tmp_path / "data", num_workers=1)
+        run.fit(Writer(tmp_path / folder, stop_after), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        lines = [path.read_text().split() for path in sorted((tmp_path / folder).glob("*.txt"))]
+        assert len(lines) == processes
+        return Counter(clip_id for line in lines for clip_id in line)
+
+    first = start("first", before, 3)
+    assert sum(first.values()) == 3 * 2 * before
+    second = start("second", after, None, tmp_path / "first" / "stopped.ckpt")
+    assert first + second == Counter(f"train{number}" for number in range(24))
 
 
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")

@@ -81,6 +81,32 @@ def test_another_number_of_processes_goes_on_where_the_old_ones_stopped(before: 
             assert len(positions) - rest < after
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("num_clips", [12, 24, 60])
+def test_nothing_is_repeated_or_lost_over_a_stop(num_clips: int, before: int, after: int) -> None:
+    batch_size = 2
+    for batches in range(1, num_clips // (batch_size * before)):
+        head = [share[: batches * batch_size] for share in draws(num_clips, before, epoch=1)]
+        tail = draws(num_clips, after, epoch=1, consumed=batches * batch_size * before)
+        counts = Counter(draw for share in [*head, *tail] for draw in share)
+        extra = sum(counts.values()) - num_clips
+        assert set(counts) == {(1, position) for position in range(num_clips)}
+        assert extra == -(num_clips - batches * batch_size * before) % after, "only the last turn may wrap around"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_whole_batches_leave_the_rest_to_the_next_epoch(world_size: int) -> None:
+    for num_clips in (5, 13, 24, 25):
+        samplers = [EpochSampler(num_clips, rank, world_size, whole_batches_of=4) for rank in range(world_size)]
+        positions = [draw for sampler in samplers for draw in sampler]
+        wanted = num_clips // (4 * world_size) * 4 * world_size
+        assert sorted(positions) == [(0, position) for position in range(wanted)]
+        assert all(len(sampler) * world_size == wanted for sampler in samplers)
+        for sampler in samplers:
+            sampler.resume(2, wanted)
+            assert (sampler.epoch, sampler.start) == (3, 0)
+
+
 def test_a_finished_epoch_leads_to_the_next() -> None:
     sampler = EpochSampler(10, 0, 2)
     for consumed in (10, 12):
@@ -127,12 +153,14 @@ class Draws(Dataset[Any]):
 
 def test_loader_saves_and_restores_its_place() -> None:
     progress = [0, 0]
+    moved: list[int] = []
 
     def loader(world_size: int = 1) -> Any:
         return ResumableLoader(
             dataset=Draws(),
             sampler=EpochSampler(10, 0, world_size),
             progress=lambda: (progress[0], progress[1]),
+            move_progress=moved.append,
             batch_size=3,
             collate_fn=list,
         )
@@ -152,6 +180,15 @@ def test_loader_saves_and_restores_its_place() -> None:
     assert next(iter(resumed)) == [(1, 0), (1, 1), (1, 2)]
     progress[:] = [0, 1]
     assert loader(world_size=2).state_dict() == {"epoch": 0, "consumed": 6}
+    # Four clips are behind, two processes go on: three clips each are left, one batch of the two.
+    moved.clear()
+    other = loader(world_size=2)
+    other.load_state_dict({"epoch": 3, "consumed": 4})
+    assert moved == [1]
+    progress[:] = [3, 2]
+    assert other.state_dict() == {"epoch": 3, "consumed": 4 + 6}
+    progress[:] = [4, 1]
+    assert other.state_dict() == {"epoch": 4, "consumed": 6}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

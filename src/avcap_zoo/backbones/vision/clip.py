@@ -85,12 +85,26 @@ class CLIPFrameEncoder(nn.Module):
         Returns:
             (N, 3, size, size) in the model's dtype.
         """
-        size = self.image_size_px
-        pixels = images.float() / 255
-        height, width = pixels.shape[2:]
-        if (height, width) != (size, size):
-            shape = [size * side // min(height, width) for side in (height, width)]  # rounded down, as in transformers
-            pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-            pixels = pixels[:, :, top : top + size, left : left + size]
-        return ((pixels - self.mean) / self.std).to(self.model.dtype)
+        return normalise_images(images, self.image_size_px, self.mean, self.std).to(self.model.dtype)
+
+
+def normalise_images(images: Tensor, size_px: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Shorter side to `size_px` (bicubic), centre crop, mean and std, on the images' device.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        size_px: side of the result.
+        mean: (3, 1, 1), of values in 0..1.
+        std: (3, 1, 1).
+
+    Returns:
+        (N, 3, size, size) float32.
+    """
+    pixels = images.float() / 255
+    height, width = pixels.shape[2:]
+    if (height, width) != (size_px, size_px):
+        shape = [size_px * side // min(height, width) for side in (height, width)]  # rounded down, as in transformers
+        pixels = F.interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
+        top, left = (shape[0] - size_px) // 2, (shape[1] - size_px) // 2
+        pixels = pixels[:, :, top : top + size_px, left : left + size_px]
+    return (pixels - mean) / std

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +15,13 @@ from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_trainin
 from avcap_zoo.backbones.audio.ced import CED, CEDSettings
 from avcap_zoo.backbones.language import CausalLanguageModel, GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
-from avcap_zoo.batch import Batch
-from avcap_zoo.errors import ConfigError, ShapeError
+from avcap_zoo.batch import Batch, FrozenEncoder, Modality
+from avcap_zoo.errors import ConfigError, ShapeError, WeightsError
 from avcap_zoo.ops.masking import length_mask
 from avcap_zoo.ops.spec_augment import spec_augment
 from avcap_zoo.systems.lavcap.fusion import FusedTokens, Fusion, FusionSettings
 from avcap_zoo.systems.lavcap.keymap import ced_to_encoder
+from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import load_strictly, load_tensors
 
 MARKER = "<SpeechHere>"
@@ -99,7 +103,7 @@ class LAVCapModel(nn.Module):
         self.generation = generation
         self.language = CausalLanguageModel(language)
         if fusion.needs_audio:
-            self.audio_encoder = _audio_encoder(audio)
+            self.audio_encoder = build_audio_encoder(audio)
         if fusion.needs_vision:
             self.vision_encoder = CLIPFrameEncoder(vision).requires_grad_(False)
         visual_width = self.vision_encoder.embed_dim if fusion.needs_vision else 0
@@ -115,6 +119,7 @@ class LAVCapModel(nn.Module):
             if built and source is None
         ]
         """Backbones without a file of their own: their weights exist only in this model and its checkpoints."""
+        self._accepted_keys: set[str] = set()
 
     def train(self, mode: bool = True) -> LAVCapModel:
         """Set training mode; the frozen vision encoder stays in evaluation mode."""
@@ -126,9 +131,20 @@ class LAVCapModel(nn.Module):
     @property
     def audio_is_constant(self) -> bool:
         """Whether a clip's audio tokens never change in training, so that they may be computed once."""
-        settings = self.audio_settings
-        still = settings.training == "frozen" and settings.encoder.frozen_batch_norm == "eval"
-        return self.fusion.settings.needs_audio and still and not (settings.augment_bins or settings.augment_frames)
+        return self.fusion.settings.needs_audio and tokens_are_constant(self.audio_settings)
+
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """The encoder of a modality whose tokens may be cached.
+
+        Raises:
+            ConfigError: the fusion kind does not use the modality, or its tokens change in training.
+        """
+        settings = self.fusion.settings
+        if not (settings.needs_vision if modality == "visual" else settings.needs_audio):
+            raise ConfigError(f"fusion.kind {settings.kind} uses no {modality} features: there is nothing to cache")
+        if modality == "visual":
+            return frozen_vision(self.vision_encoder)
+        return frozen_audio(self.audio_encoder, self.audio_settings)
 
     def spectrogram(self, waveform: Tensor, num_samples: Tensor) -> Tensor:
         """(B, T, F) input of the audio encoder, of (B, S) waveforms at 16 kHz."""
@@ -152,16 +168,15 @@ class LAVCapModel(nn.Module):
         Raises:
             ConfigError: the batch has no sound.
             ShapeError: cached tokens of another width.
+            WeightsError: cached tokens of another encoder.
         """
         if batch.audio_features is not None and batch.audio_mask is not None:
-            self._check_width(batch.audio_features, "audio", self.audio_settings.encoder.embed_dim)
+            self._check_cached(batch, "audio", batch.audio_features.shape[2], self.audio_settings.encoder.embed_dim)
             return batch.audio_features, batch.audio_mask
         if batch.waveform is None or batch.num_samples is None:
             raise ConfigError(f"fusion.kind {self.fusion.settings.kind} needs sound, the data module gives none")
         tokens = self.encode_spectrogram(self.spectrogram(batch.waveform, batch.num_samples))
-        if not self.audio_settings.mask_padding:
-            return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return tokens, length_mask(self.audio_encoder.num_tokens(batch.num_samples), tokens.shape[1])
+        return tokens, token_mask(self.audio_encoder, self.audio_settings, tokens, batch.num_samples)
 
     def encode_vision(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Visual tokens (B, K, C) and their mask (B, K): cached features if the batch has them, else CLIP's.
@@ -169,11 +184,12 @@ class LAVCapModel(nn.Module):
         Raises:
             ConfigError: the batch has neither frames nor features.
             ShapeError: cached features of another width.
+            WeightsError: cached features of another encoder.
         """
         mask = batch.frame_mask
         if batch.visual_features is not None:
             features = batch.visual_features
-            self._check_width(features, "visual", self.vision_encoder.embed_dim)
+            self._check_cached(batch, "visual", features.shape[2], self.vision_encoder.embed_dim)
         elif batch.frames is not None:
             with torch.no_grad():
                 features = self.vision_encoder(batch.frames)
@@ -183,13 +199,23 @@ class LAVCapModel(nn.Module):
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return features, mask
 
-    @staticmethod
-    def _check_width(features: Tensor, kind: str, width: int) -> None:
-        if features.shape[2] != width:
+    def _check_cached(self, batch: Batch, modality: Modality, found: int, width: int) -> None:
+        """Refuse features that this model's encoder would not give."""
+        if found != width:
             raise ShapeError(
-                f"cached {kind} features have width {features.shape[2]}, the {kind} encoder gives {width}: "
+                f"cached {modality} features have width {found}, the {modality} encoder gives {width}: "
                 f"they were made with another encoder"
             )
+        key = batch.feature_keys.get(modality)
+        if key is None or key in self._accepted_keys:
+            return
+        own = self.frozen_encoder(modality).key
+        if key != own:
+            raise WeightsError(
+                f"the cached {modality} features come from the encoder {key}, the configured one is {own}: make them "
+                f"anew with avcap cache {modality}, or remove data.init_args.{modality}_cache"
+            )
+        self._accepted_keys.add(key)
 
     def fuse(self, batch: Batch) -> FusedTokens:
         """Encode and join what the fusion kind uses of a batch."""
@@ -241,7 +267,12 @@ class LAVCapModel(nn.Module):
         return self.language.token_ids([h[0] for h in halves]), self.language.token_ids([h[1] for h in halves])
 
 
-def _audio_encoder(settings: AudioSettings) -> CED:
+def build_audio_encoder(settings: AudioSettings) -> CED:
+    """The audio encoder with its checkpoint, adapters and frozen parts.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read or does not fit.
+    """
     encoder = CED(settings.encoder)
     if settings.checkpoint is not None:
         tensors = ced_to_encoder(load_tensors(settings.checkpoint), settings.encoder)
@@ -250,3 +281,58 @@ def _audio_encoder(settings: AudioSettings) -> CED:
     if settings.training != "full" and settings.encoder.frozen_batch_norm == "eval":
         encoder.freeze_batch_norm()
     return encoder
+
+
+def tokens_are_constant(settings: AudioSettings) -> bool:
+    """Whether a clip's audio tokens depend on nothing but the clip: no training, and no longer clip beside it."""
+    alone = settings.encoder.front_end == "kaldi"  # of fixed length; the other is as long as the batch
+    still = alone and settings.training == "frozen" and settings.encoder.frozen_batch_norm == "eval"
+    return still and not (settings.augment_bins or settings.augment_frames)
+
+
+def token_mask(encoder: CED, settings: AudioSettings, tokens: Tensor, num_samples: Tensor) -> Tensor:
+    """(B, T') mask of (B, T', C) audio tokens: those that hear more than padding, or all of them as released."""
+    if not settings.mask_padding:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return length_mask(encoder.num_tokens(num_samples), tokens.shape[1])
+
+
+def frozen_vision(encoder: CLIPFrameEncoder) -> FrozenEncoder:
+    """The vision encoder by itself, for a feature cache."""
+
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.frames is None or batch.frame_mask is None:
+            raise ConfigError("visual features are made of pictures, the data module gives none")
+        return encoder(batch.frames), batch.frame_mask
+
+    config = encoder.model.config
+    shape = {name: getattr(config, name) for name in ("image_size", "patch_size", "num_attention_heads", "hidden_act")}
+    return FrozenEncoder("visual", encoder, encode, f"clip-{_hash([fingerprint(encoder.state_dict()), shape])}")
+
+
+def frozen_audio(encoder: CED, settings: AudioSettings) -> FrozenEncoder:
+    """The audio encoder and its front end by themselves, for a feature cache.
+
+    Raises:
+        ConfigError: its tokens change in training.
+    """
+    if not tokens_are_constant(settings):
+        raise ConfigError(
+            f"audio tokens change in training (model.init_args.audio.training is {settings.training}, "
+            f"encoder.frozen_batch_norm {settings.encoder.frozen_batch_norm}, augment_bins {settings.augment_bins}, "
+            f"augment_frames {settings.augment_frames}) or with the batch (encoder.front_end "
+            f"{settings.encoder.front_end}): they can be cached with frozen, eval, 0, 0 and kaldi only"
+        )
+
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.waveform is None or batch.num_samples is None:
+            raise ConfigError("audio features are made of sound, the data module gives none")
+        tokens = encoder(encoder.spectrogram(batch.waveform, batch.num_samples)).mean(dim=1)
+        return tokens, token_mask(encoder, settings, tokens, batch.num_samples)
+
+    made_with = [fingerprint(encoder.state_dict()), asdict(settings.encoder), settings.mask_padding]
+    return FrozenEncoder("audio", encoder, encode, f"ced-{_hash(made_with)}")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

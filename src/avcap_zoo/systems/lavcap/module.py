@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
-from avcap_zoo.backbones.vision.clip import CLIPSettings
-from avcap_zoo.batch import Batch, ClipSource
+from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
+from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import OptimizerSettings, Requirements
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
 from avcap_zoo.systems.lavcap.inside import SAMPLE_RATE_HZ, draw, look_at
-from avcap_zoo.systems.lavcap.model import AudioSettings, LAVCapModel, PromptSettings
+from avcap_zoo.systems.lavcap.model import (
+    AudioSettings,
+    LAVCapModel,
+    PromptSettings,
+    build_audio_encoder,
+    frozen_audio,
+    frozen_vision,
+)
 
 
 class LAVCap(CaptionSystem):
@@ -76,6 +84,25 @@ class LAVCap(CaptionSystem):
         """Build the model once, on the device and in the precision that Lightning has set."""
         if not hasattr(self, "model"):
             self.model = LAVCapModel(self.audio, self.vision, self.language, self.fusion, self.prompts, self.generation)
+
+    def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
+        """Of the model if it is built, else that encoder alone: no language model is loaded to cache features.
+
+        Raises:
+            ConfigError: the modality is not used, is trained, or its weights exist only in a checkpoint.
+        """
+        if hasattr(self, "model"):
+            return self.model.frozen_encoder(modality)
+        source = self.vision.source if modality == "visual" else self.audio.checkpoint
+        if source is None:
+            key = "vision.source" if modality == "visual" else "audio.checkpoint"
+            raise ConfigError(
+                f"model.init_args.{key} is null: the weights of the {modality} encoder exist only in a checkpoint of "
+                f"this model; add --ckpt_path"
+            )
+        if modality == "visual":
+            return frozen_vision(CLIPFrameEncoder(self.vision).requires_grad_(False).eval())
+        return frozen_audio(build_audio_encoder(self.audio).eval(), self.audio)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Caption loss, and the transport loss of the kinds that have one (Eq. 7)."""

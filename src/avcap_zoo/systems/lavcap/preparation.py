@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,11 +25,10 @@ from tqdm import tqdm
 from avcap_zoo import __version__
 from avcap_zoo.backbones.audio.ced import CED, PATCH_SIZE
 from avcap_zoo.backbones.language import CausalLanguageModel
-from avcap_zoo.batch import Batch, ClipSource, Modality, Split
+from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
-from avcap_zoo.weights.fingerprint import fingerprint
 
 
 class PrepareBackbones(Callback):
@@ -87,19 +85,18 @@ class PrepareBackbones(Callback):
             for name in model.self_made:
                 for tensor in getattr(model, name).state_dict().values():
                     tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
-        constant: list[tuple[Modality, Any]] = []
-        if model.fusion.settings.needs_vision:
-            constant.append(("visual", asdict(pl_module.vision)))
+        constant: list[Modality] = ["visual"] if model.fusion.settings.needs_vision else []
         if model.audio_is_constant:
-            constant.append(("audio", asdict(pl_module.audio)))
-        for modality, settings in constant:
-            encoder = model.vision_encoder if modality == "visual" else model.audio_encoder
-            features = folder / f"{modality}-{_hash([fingerprint(encoder.state_dict()), settings])}"
+            constant.append("audio")
+        for modality in constant:
+            encoder = model.frozen_encoder(modality)
+            features = folder / f"{modality}-{encoder.key}"
             if trainer.is_global_zero:
-                with FileLock(f"{features}.lock"):
-                    store_features(model, data, modality, features, pl_module.device)
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{features}.lock"):  # another run may be storing the same
+                    store_features(encoder, data, features, pl_module.device)
             trainer.strategy.barrier()
-            data.use_feature_folder(features, modality)
+            data.use_feature_cache(features, modality)
 
     def _data_key(self, data: ClipSource) -> str:
         """Name of everything but the backbone that the result depends on."""
@@ -247,37 +244,19 @@ def caption_task(model: LAVCapModel, data: ClipSource, batch_size: int, device: 
     return nn.Identity(), losses
 
 
-def store_features(
-    model: LAVCapModel, data: ClipSource, modality: Modality, folder: Path, device: torch.device
-) -> None:
-    """Write one .npy (tokens, width) per training and validation clip, as LAVCap's release lays them out.
+def store_features(encoder: FrozenEncoder, data: ClipSource, folder: Path, device: torch.device) -> None:
+    """Fill a feature cache of the training and validation clips.
 
     Args:
-        model: its encoder of that modality sees every clip once, in evaluation mode and without gradient.
+        encoder: sees every clip once, in evaluation mode.
         data: gives the clips.
-        modality: `audio` or `visual`.
-        folder: `<split>/<clip id>.npy` below it; a split that is complete is not seen again.
+        folder: of the cache; clips that it holds already are not seen again.
         device: where to compute.
     """
-    encode = model.encode_audio if modality == "audio" else model.encode_vision
-    was_training = model.training
-    model.eval()
-    splits: tuple[Split, ...] = ("train", "val")
-    for split in splits:
-        done = folder / split / "complete"
-        if done.is_file():
-            continue
-        done.parent.mkdir(parents=True, exist_ok=True)
-        loader = data.plain_loader(split, 32, (modality,))
-        for batch in tqdm(loader, desc=f"{modality} features, {split}", mininterval=1.0):
-            if len(batch) == 0:
-                continue
-            with torch.inference_mode():
-                tokens, mask = encode(batch.to(device))
-            for clip_id, rows, real in zip(batch.clip_ids, tokens, mask, strict=True):
-                np.save(done.parent / f"{clip_id}.npy", rows[real].float().cpu().numpy())
-        done.touch()
-    model.train(was_training)
+    was_training = encoder.module.training
+    encoder.module.eval()
+    data.cache_features(encoder, folder, ("train", "val"), device=device)
+    encoder.module.train(was_training)
 
 
 def _labels(data: ClipSource, kind: Literal["sounds", "objects"]) -> dict[str, int]:

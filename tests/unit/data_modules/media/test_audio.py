@@ -13,6 +13,7 @@ import soundfile
 
 from avcap_zoo.data_modules.media import audio
 from avcap_zoo.data_modules.media.audio import read_audio
+from avcap_zoo.data_modules.media.limits import MediaLimits
 from tests.unit.data_modules.media_files import RATE_HZ, encode, media_error, numbered_frames, tone, write_sound
 
 
@@ -107,6 +108,27 @@ def test_result_stays_within_one(tmp_path: Path) -> None:
     assert np.abs(samples).max() <= 1.0
     hot = write_sound(tmp_path / "hot.wav", np.full(100, 3.0), subtype="FLOAT")
     assert read_audio(hot, RATE_HZ, "c").max() == 1.0
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "m4a", "mp4"])
+def test_a_part_of_a_sound(tmp_path: Path, suffix: str) -> None:
+    # A second of 300 Hz, a second of 500 Hz, a second of 700 Hz, and so on: what is heard tells where it is from.
+    steps = np.concatenate([tone(hz=300 + 200 * second) for second in range(6)])
+    path = tmp_path / f"steps.{suffix}"
+    if suffix in {"m4a", "mp4"}:
+        pictures = numbered_frames(30) if suffix == "mp4" else None
+        path.write_bytes(encode(pictures, steps[None], fps=5, container="ipod" if suffix == "m4a" else "mp4"))
+    else:
+        write_sound(path, steps)
+    for second in (0, 3, 5):
+        samples = read_audio(path, 8_000, "c", window_s=(second + 0.25, second + 0.75))
+        assert len(samples) == 4_000
+        assert frequency_hz(samples, 8_000) == pytest.approx(300 + 200 * second, abs=4)
+    late = read_audio(path, RATE_HZ, "c", window_s=(5.5, 15.5))
+    assert len(late) == pytest.approx(RATE_HZ / 2, abs=2500)
+    media_error(
+        lambda: read_audio(path, RATE_HZ, "c", window_s=(9.0, 19.0)), path, "^ends before 9 s, where the clip b"
+    )
 
 
 def test_silence_is_no_fault(tmp_path: Path) -> None:
@@ -212,14 +234,15 @@ def test_a_flac_without_a_length_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "m4a"])
-def test_more_than_the_longest_sound(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_the_longest_sound(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"long.{suffix}"
     if suffix == "wav":
         write_sound(path, tone(2))
     else:
         path.write_bytes(encode(samples=tone(2)[None], container="ipod"))
-    monkeypatch.setattr(audio, "MAX_DURATION_S", 1.0)
-    media_error(lambda: read_audio(path, RATE_HZ, "c"), path, "more than 3600 s")
+    media_error(
+        lambda: read_audio(path, RATE_HZ, "c", limits=MediaLimits(max_duration_s=1)), path, "more than 1 s of sound"
+    )
 
 
 def test_channels_may_change_midway_but_the_rate_may_not(tmp_path: Path) -> None:

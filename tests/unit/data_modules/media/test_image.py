@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avcap_zoo.data_modules.media import image as image_module
 from avcap_zoo.data_modules.media.image import read_image
+from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.errors import MediaError
 from tests.unit.data_modules.media_files import media_error
 
@@ -108,7 +108,7 @@ def test_extreme_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "not decodable"), (b"\x89PNG\r\n\x1a\n", "not decodable"), (b"<html>404</html>", "not decodable")],
+    [(b"", "empty"), (b"\x89PNG\r\n\x1a\n", "not decodable"), (b"<html>404</html>", "not decodable")],
 )
 def test_files_that_hold_no_picture(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "x.jpg"
@@ -148,7 +148,7 @@ def test_missing_folder_and_pipe(tmp_path: Path) -> None:
     media_error(lambda: read_image(pipe, 32, "c"), pipe, "^no such file$")
 
 
-def test_too_many_pixels_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_not_decoded(tmp_path: Path) -> None:
     path = save(tmp_path / "large.png", Image.new("RGB", (50, 40)))
-    monkeypatch.setattr(image_module, "MAX_PIXELS", 1999)
-    media_error(lambda: read_image(path, 32, "c"), path, "50 x 40 pixels, at most 1999 are read")
+    limits = MediaLimits(max_pixels=1999)
+    media_error(lambda: read_image(path, 32, "c", limits), path, "50 x 40 pixels, at most 1999 are read")

@@ -7,6 +7,7 @@ import pickle
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 
 from avcap_zoo.data_modules.media import video
 from avcap_zoo.data_modules.media.audio import read_audio
-from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
+from avcap_zoo.data_modules.media.container import open_container
+from avcap_zoo.data_modules.media.limits import MediaLimits
+from avcap_zoo.data_modules.media.video import frame_times_s, read_frames, read_still
 from avcap_zoo.errors import MediaError
 from tests.unit.data_modules.media_files import (
     encode,
@@ -164,6 +167,75 @@ def test_folder_of_pictures(tmp_path: Path, asked: int) -> None:
     assert numbers_of(frames) == wanted_numbers(12, asked)
 
 
+@pytest.mark.parametrize(
+    ("rate", "asked", "taken"), [(2, 20, [2, 7, 12, 17]), (5, 6, [1, 3, 5, 7, 9, 11]), (0.1, 3, [19]), (2, 2, [2, 7])]
+)
+def test_frames_at_a_rate(film: Path, rate: float, asked: int, taken: list[int]) -> None:
+    # Two seconds of ten frames: 2 a second are at 0.25, 0.75, 1.25 and 1.75 s.
+    assert numbers_of(read_frames(film, asked, 32, "c", frames_per_s=rate)) == taken
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+def test_a_long_film_is_jumped_through_not_decoded_whole(tmp_path: Path, container: str) -> None:
+    path = tmp_path / f"long.{container}"
+    pixels = np.broadcast_to((np.arange(240) % 30 * 8 + 4).astype(np.uint8)[:, None, None, None], (240, 32, 32, 3))
+    path.write_bytes(encode(pixels, fps=1, container=container, key_frame_every=12))
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    with open_container(path) as file:
+        stream = file.streams.video[0]
+        first_s = float((stream.start_time or 0) * (stream.time_base or 0))
+        wanted_s = first_s + frame_times_s(240.0, 4)
+        shown = [round(float(frame.time or 0) - first_s) for frame in video._frames_at(file, stream, wanted_s, count)]
+    assert shown == [30, 90, 150, 210]
+    if container != "mpegts":  # it has no index: a jump that misses is taken back, and the film decoded as it comes
+        assert steps < 60
+    assert numbers_of(read_frames(path, 4, 32, "c")) == [0, 0, 0, 0]
+    assert numbers_of(read_frames(path, 5, 32, "c")) == [24, 12, 0, 18, 6]
+
+
+def test_a_part_of_a_film_and_a_whole_frame(tmp_path: Path, film: Path) -> None:
+    assert numbers_of(read_frames(film, 4, 32, "c", window_s=(1.0, 1.8))) == [11, 13, 15, 17]
+    assert numbers_of(read_frames(film, 2, 32, "c", window_s=(1.0, 9.0))) == [12, 17]
+    media_error(
+        lambda: read_frames(film, 2, 32, "c", window_s=(2.0, 9.0)), film, "^ends after 2 s, wanted the frame at 2"
+    )
+    wide = tmp_path / "wide.mp4"
+    wide.write_bytes(encode(numbered_frames(4, (32, 64))))
+    still = read_still(wide, 0.25, "c")
+    assert still.shape == (32, 64, 3)
+    assert numbers_of(still[None].transpose(0, 3, 1, 2)) == [2]
+    media_error(lambda: read_still(wide, 0.5, "c"), wide, "^ends after 0.4 s, wanted the frame at 0.5 s$")
+
+
+def test_a_jump_that_lands_behind_its_time_is_taken_back(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_SEEK_GAP_S", 0.3)
+
+    class LandsLate:
+        """A container without an index: a jump lands near the end, except one to the start."""
+
+        def __init__(self, container: Any) -> None:
+            self.container = container
+            self.decode = container.decode
+
+        def seek(self, offset: int, **options: Any) -> None:
+            self.container.seek(0)
+            if options:
+                frames = self.container.decode(video=0)
+                self.decode = lambda stream: (frame for frame in frames if (frame.time or 0) > 1.8)
+            else:
+                self.decode = self.container.decode
+
+    with open_container(film) as file:
+        late: Any = LandsLate(file)
+        taken = video._frames_at(late, file.streams.video[0], frame_times_s(2.0, 4), lambda: None)
+        assert [round(10 * float(frame.time or 0)) for frame in taken] == [2, 7, 12, 17]
+
+
 def test_folder_of_pictures_of_any_size_beside_other_files(tmp_path: Path) -> None:
     folder = folder_of_pictures(tmp_path / "pictures", 3, "JPG")
     Image.new("RGB", (90, 50)).save(folder / "003.jpeg")
@@ -184,7 +256,6 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("empty.mp4", b""),
         ("garbage.mp4", bytes(range(256)) * 20),
         ("page.mp4", b"<!DOCTYPE html><html><body>Video unavailable</body></html>" * 20),
         ("list.mp4", b"ffconcat version 1.0\nfile film.mp4\n"),
@@ -222,14 +293,16 @@ def test_sound_without_video(tmp_path: Path) -> None:
     media_error(lambda: read_frames(path, 2, 32, "c"), path, "no pictures")
 
 
-def test_longer_than_an_hour(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_than_an_hour(tmp_path: Path, film: Path) -> None:
     content = bytearray(film.read_bytes())
     header = content.index(b"mdhd") + 16  # version, two dates, ticks per second, then the length
     content[header + 4 : header + 8] = (0x7FFFFFFF).to_bytes(4, "big")
     path = tmp_path / "long.mp4"
     path.write_bytes(content)
-    monkeypatch.setattr(video, "MAX_DURATION_S", 1.0)
-    media_error(lambda: read_frames(path, 2, 32, "c"), path, "declares .* s of video")
+    limits = MediaLimits(max_duration_s=1)
+    media_error(
+        lambda: read_frames(path, 2, 32, "c", limits=limits), path, "declares .* s of video, at most 1 are read"
+    )
 
 
 def test_a_title_that_is_no_utf_8_does_not_matter(tmp_path: Path) -> None:

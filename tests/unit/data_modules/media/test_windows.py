@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings
-from avcap_zoo.data_modules.media import audio
 from avcap_zoo.data_modules.media.audio import read_audio
+from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.errors import MediaError
@@ -42,12 +42,12 @@ def test_a_part_of_a_coded_sound_is_that_part_of_the_whole(tmp_path: Path, windo
     assert np.abs(part[:size] - whole[first:last][:size]).max() < 0.02
 
 
-def test_a_long_sound_is_read_in_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audio, "MAX_DURATION_S", 2.0)
+def test_a_long_sound_is_read_in_parts_only(tmp_path: Path) -> None:
+    limits = MediaLimits(max_duration_s=2)
     path = write_sound(tmp_path / "a.wav", chirp())
-    with pytest.raises(MediaError, match="holds more than"):
-        read_audio(path, RATE_HZ, "a")
-    assert len(read_audio(path, RATE_HZ, "a", (4.0, 5.0))) == RATE_HZ
+    with pytest.raises(MediaError, match="more than 2 s"):
+        read_audio(path, RATE_HZ, "a", limits=limits)
+    assert len(read_audio(path, RATE_HZ, "a", (4.0, 5.0), limits)) == RATE_HZ
 
 
 def test_frames_of_a_part_are_those_of_its_time(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Official state-dict names to ours: the released partial files, and LAVIS files of the matching model.
+
+The partial files hold what reinforcement trains (query tokens, Q-Former, language projection: 257 tensors at full
+size) under transformers' names. LAVIS spells the same modules in its own way.
+
+Dropped from LAVIS files, and why: `temp` (scale of the contrastive loss), `Qformer.cls.*` (its language-model head),
+`*.position_ids` (a constant).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+PARTIAL_PARTS = ("query_tokens", "qformer.", "language_projection.")
+"""How the names of a released partial file begin."""
+
+_DROPPED = re.compile(r"^temp$|^Qformer\.cls\.|(^|\.)position_ids$")
+_LAVIS = (
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm1\.", r"vision_model.encoder.layers.\1.layer_norm1."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm2\.", r"vision_model.encoder.layers.\1.layer_norm2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.projection."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.", r"vision_model.encoder.layers.\1.self_attn."),
+    (r"^visual_encoder\.blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."),
+    (r"^ln_vision\.", "vision_model.post_layernorm."),
+    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
+    (r"^Qformer\.bert\.embeddings\.", "embeddings."),
+    (r"^Qformer\.bert\.(.*\.)?(attention|crossattention)\.self\.", r"qformer.\1\2.attention."),
+    (r"^Qformer\.bert\.", "qformer."),
+    (r"^vision_proj\.", "vision_projection."),
+    (r"^text_proj\.", "text_projection."),
+    (r"^opt_proj\.", "language_projection."),
+    (r"^opt_model\.", "language_model."),
+)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a tensor of the captioner is one that the released partial files hold."""
+    return name.startswith(PARTIAL_PARTS)
+
+
+def captioner_to_partial(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """The tensors of a released partial file, taken from a captioner's state dict.
+
+    Args:
+        tensors: state dict of transformers' Blip2ForConditionalGeneration.
+        dtype: of the file; the released ones are 16-bit.
+    """
+    return {name: value.detach().to(dtype) for name, value in tensors.items() if is_partial(name)}
+
+
+def lavis_to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a LAVIS BLIP-2 state dict, and join its query and value biases with zeros for the keys.
+
+    Args:
+        tensors: names of LAVIS' Blip2Qformer, Blip2ITM or Blip2OPT.
+
+    Returns:
+        Names of transformers' Blip2ForImageTextRetrieval and Blip2ForConditionalGeneration. Unknown names are passed
+        on, so that strict loading reports them.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if _DROPPED.search(name):
+            continue
+        renamed = name
+        for pattern, replacement in _LAVIS:
+            renamed, found = re.subn(pattern, replacement, renamed)
+            if found:
+                break
+        if renamed.endswith(".q_bias"):
+            stem = renamed.removesuffix("q_bias")
+            values = tensors.get(f"{name.removesuffix('q_bias')}v_bias")
+            if values is not None:
+                ours[f"{stem}qkv.bias"] = torch.cat([value, torch.zeros_like(value), values])
+                continue
+        if renamed.endswith(".v_bias") and f"{name.removesuffix('v_bias')}q_bias" in tensors:
+            continue
+        ours[renamed] = value
+    return ours
+
+
+def is_lavis(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict spells its modules in LAVIS' way."""
+    return any(name.startswith(("Qformer.bert.", "visual_encoder.")) for name in tensors)

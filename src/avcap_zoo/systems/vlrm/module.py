@@ -1,0 +1,408 @@
+"""VLRM as a LightningModule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from avcap_zoo.backbones.language import GenerationSettings
+from avcap_zoo.batch import Batch, ClipSource
+from avcap_zoo.errors import ConfigError, NonFiniteLossError
+from avcap_zoo.ops.returns import explained_variance, whiten
+from avcap_zoo.systems.base import CHECKPOINT_KEY, OptimizerSettings, Requirements
+from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
+from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
+from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
+from avcap_zoo.systems.vlrm.model import PolicyPass, Rollout, UpdateSettings, VLRMModel
+from avcap_zoo.systems.vlrm.rewards import RewardSettings, make_reward
+from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
+
+_RARE = 0.01
+_END_MARK = "[end]"
+_NAMED_IDS = 5
+
+
+@dataclass
+class AdamSettings:
+    """Adam without weight decay, its learning rate rising linearly from 0 and then constant.
+
+    Args:
+        lr: learning rate after the warm-up.
+        betas: Adam's.
+        eps: Adam's.
+        warmup_steps: iterations until the full learning rate; the first one has learning rate 0.
+    """
+
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_steps: int = 20
+
+
+@dataclass
+class MonitorSettings:
+    """The table of images and captions in the logger.
+
+    Args:
+        every_n_steps: iterations between two tables; 0 = none.
+        num_images: rows; the first images of the first batch are shown throughout.
+    """
+
+    every_n_steps: int = 50
+    num_images: int = 4
+
+
+class VLRM(CaptionSystem):
+    """Image captioning taught by the judgement of other models, without labels.
+
+    A training batch is a whole iteration: captions are sampled for all its images, judged, and used for exactly one
+    step of value function and policy. `data.init_args.batch_size` times the number of devices is the paper's 4096.
+
+    Args:
+        captioner: BLIP-2 and the adapters of the value function.
+        sampling: how captions are drawn in training.
+        rewards: terms of the return by name.
+        value_head: its shape.
+        update: how an iteration becomes a step.
+        policy_optimizer: of query tokens, Q-Former and projection.
+        value_optimizer: of adapters and value head.
+        generation: decoding outside training.
+        scores: which scores are computed.
+        monitor: pictures for the logger.
+
+    Source: Dzabraev, Kunitsyn, Ivaniuta, "VLRM: Vision-Language Models act as Reward Models for Image Captioning",
+        arXiv 2404.01911.
+    """
+
+    model: VLRMModel
+
+    def __init__(
+        self,
+        captioner: CaptionerSettings,
+        sampling: SamplingSettings,
+        rewards: dict[str, RewardSettings],
+        value_head: ValueHeadSettings,
+        update: UpdateSettings,
+        policy_optimizer: AdamSettings,
+        value_optimizer: AdamSettings,
+        generation: GenerationSettings,
+        scores: ScoreSettings,
+        monitor: MonitorSettings,
+    ) -> None:
+        arguments = {
+            "captioner": captioner,
+            "sampling": sampling,
+            "rewards": {name: asdict(term) for name, term in rewards.items()},
+            "value_head": value_head,
+            "update": update,
+            "policy_optimizer": policy_optimizer,
+            "value_optimizer": value_optimizer,
+            "generation": generation,
+            "scores": scores,
+            "monitor": monitor,
+        }
+        common = OptimizerSettings(
+            lr=policy_optimizer.lr,
+            betas=policy_optimizer.betas,
+            weight_decay=0.0,
+            warmup_steps=policy_optimizer.warmup_steps,
+        )
+        super().__init__(common, scores, arguments)
+        self.automatic_optimization = False
+        if not rewards:
+            raise ConfigError("model.init_args.rewards is empty: without a reward there is nothing to learn")
+        for name, term in rewards.items():
+            make_reward(name, term)  # mistakes are found before anything is loaded
+        self.captioner = captioner
+        self.sampling = sampling
+        self.rewards = rewards
+        self.value_head = value_head
+        self.update = update
+        self.part_optimizers = (policy_optimizer, value_optimizer)
+        self.generation = generation
+        self.monitor = monitor
+        self._shown: dict[str, Any] | None = None
+
+    @property
+    def requirements(self) -> Requirements:
+        """Pictures."""
+        return Requirements(None, ("visual",))
+
+    def configure_model(self) -> None:
+        """Build the model once, on the device and in the precision that Lightning has set."""
+        if not hasattr(self, "model"):
+            self.model = VLRMModel(
+                self.captioner, self.sampling, self.value_head, self.rewards, self.update, self.generation
+            )
+
+    def setup(self, stage: str) -> None:
+        """Check data, strategy and precision.
+
+        Raises:
+            ConfigError: the data do not fit, or parameters are sharded, or gradients would be scaled.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        strategy = self.trainer.strategy
+        if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+            raise ConfigError(f"VLRM trains on one device or with trainer.strategy ddp, not {type(strategy).__name__}")
+        if self.trainer.precision in {"16-mixed", "16-true"}:
+            raise ConfigError(f"VLRM does not train with trainer.precision {self.trainer.precision}; use bf16-mixed")
+
+    def on_fit_start(self) -> None:
+        """Let the rewards look at the training captions."""
+        # Lightning proposes to save the weights of before the step; a checkpoint of after it is what resumes.
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        data = getattr(self.trainer, "datamodule", None)
+        captions = data.training_captions if isinstance(data, ClipSource) else list
+        for _, reward in self.model.reward_items():
+            reward.prepare(captions)
+
+    # The iteration
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One iteration: sample, judge, value pass, policy pass, one step of each optimizer.
+
+        Raises:
+            NonFiniteRewardError: a reward is not finite and such captions are not to be skipped.
+            NonFiniteLossError: a loss or gradient is not finite; no step has been taken on it.
+        """
+        self._remember_shown(batch)
+        rollout = self.model.collect(batch, self._gather)
+        counts = self._total(rollout.counts())
+        skipped = self._total(torch.tensor(float(len(batch)), device=self.device)) - counts[0]
+        if skipped > 0:
+            rank_zero_warn(f"step {self.global_step}: {int(skipped)} captions left out, their rewards are not finite")
+        with self._local_gradients():
+            values, value_loss = self.model.value_pass(rollout, counts, self.manual_backward)
+            advantages = rollout.returns - values
+            whitened = whiten(advantages, rollout.mask, spread=self.update.advantage_std, total=self._total)
+            policy = self.model.policy_pass(rollout, whitened, counts, self.manual_backward)
+        losses = {"value": self._total(value_loss), "policy": self._total(policy.loss)}
+        norms = self._step(losses, batch)
+        self._log_step(rollout, values, policy, losses, norms, counts)
+        every = self.monitor.every_n_steps
+        if every and self.global_step % every == 0 and self.trainer.is_global_zero:
+            self._log_table()
+
+    def _step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Sum and clip the gradients and step; returns the norms before clipping."""
+        parts = {"policy": self.model.policy_parameters(), "value": self.model.value_parameters()}
+        norms = {name: self._sum_gradients(parameters) for name, parameters in parts.items()}
+        broken = [f"loss_{name} {float(value):g}" for name, value in losses.items() if not value.isfinite()]
+        broken += [f"gradient of {name} {float(value):g}" for name, value in norms.items() if not value.isfinite()]
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        if broken:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            ids = ", ".join(batch.clip_ids[:_NAMED_IDS]) + (", ..." if len(batch) > _NAMED_IDS else "")
+            raise NonFiniteLossError(
+                f"not finite at step {self.global_step}: {', '.join(broken)} on clips {ids}; the weights are those of "
+                f"the step before. Lower model.init_args.policy_optimizer.lr or look at these clips"
+            )
+        threshold = self.update.gradient_clip_val
+        for parameters in parts.values():
+            if threshold and self.update.gradient_clip == "norm":
+                nn.utils.clip_grad_norm_(parameters, threshold)
+            elif threshold:
+                nn.utils.clip_grad_value_(parameters, threshold)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, settings in zip(groups, self.part_optimizers, strict=True):
+            group["lr"] = settings.lr * warm_up_share(self.global_step, settings.warmup_steps)
+        # Lightning counts the steps of its own optimizers; one of them steps by it, so that one iteration is one step.
+        for optimizer in optimizers[1:]:
+            optimizer.step()
+        counted = self.optimizers()
+        (counted[0] if isinstance(counted, list) else counted).step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        return norms
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam for policy and value function: one each, or one with two groups."""
+        parts = (self.model.policy_parameters(), self.model.value_parameters())
+        groups = [
+            {"params": parameters, "lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+            for parameters, settings in zip(parts, self.part_optimizers, strict=True)
+        ]
+        if self.update.optimizers == "joint":
+            return torch.optim.Adam(groups)
+        return [torch.optim.Adam([group]) for group in groups]
+
+    # Several processes
+
+    def _total(self, value: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.trainer.world_size > 1:
+            value = value.clone()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, int]:
+        """Rows of all processes in order, and where this process's rows begin; their numbers may differ."""
+        if self.trainer.world_size == 1:
+            return rows, 0
+        sizes = torch.zeros(self.trainer.world_size, dtype=torch.long, device=rows.device)
+        sizes[self.global_rank] = len(rows)
+        counts = self._total(sizes).tolist()
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(gathered, padded)
+        everyone = torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+        return everyone, sum(counts[: self.global_rank])
+
+    @contextmanager
+    def _local_gradients(self) -> Iterator[None]:
+        """Keep DDP from summing gradients at every backward pass: there are many in a step, and we sum once."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            with wrapped.no_sync():
+                yield
+        else:
+            yield
+
+    def _sum_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Sum gradients over the processes; returns their norm."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(parameter.grad)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    # Monitoring
+
+    def _log_step(
+        self,
+        rollout: Rollout,
+        values: Tensor,
+        policy: PolicyPass,
+        losses: dict[str, Tensor],
+        norms: dict[str, Tensor],
+        counts: Tensor,
+    ) -> None:
+        """Log what the README lists, averaged over the captions of all processes."""
+        mask, kept = rollout.mask, rollout.mask.any(dim=1)
+        sums: dict[str, Tensor] = {
+            f"reward_{name}": (term.masked_fill(~mask, 0).sum(dim=1) if term.ndim == 2 else term)[kept].sum()
+            for name, term in rollout.terms.items()
+        }
+        sums["missing_end"] = (~rollout.captions.ended)[kept].sum()
+        sums["caption_length"] = mask.sum()
+        per_token = {
+            "return": rollout.returns,
+            "value": values,
+            "entropy": policy.entropy,
+            "share_rare": (policy.log_probs.exp() < _RARE).float(),
+        }
+        sums |= {name: value[mask].sum() for name, value in per_token.items()}
+        totals = self._total(torch.stack([value.double() for value in sums.values()])).float()
+        divisors = [counts[1] if name in per_token else counts[0] for name in sums]
+        logged = {
+            name: total / float(divisor.clamp_min(1))
+            for name, total, divisor in zip(sums, totals, divisors, strict=True)
+        }
+        all_values, all_returns = (self._gather(tensor[mask])[0][:, None] for tensor in (values, rollout.returns))
+        everywhere = torch.ones_like(all_values, dtype=torch.bool)
+        logged["explained_variance"] = explained_variance(all_values, all_returns, everywhere)
+        logged |= {f"loss_{name}": value for name, value in losses.items()}
+        logged |= {f"grad_norm_{name}": value for name, value in norms.items()}
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
+        self.log("train/loss", losses["policy"] + losses["value"], prog_bar=True, batch_size=1)
+
+    @torch.no_grad()
+    def _remember_shown(self, batch: Batch) -> None:
+        """Keep the first images of the run and what they are called before it."""
+        if self._shown is not None or not self.monitor.every_n_steps or not self.trainer.is_global_zero:
+            return
+        shown = _first(batch, self.monitor.num_images)
+        frames = None if shown.frames is None else shown.frames.cpu()
+        self._shown = {
+            "ids": shown.clip_ids,
+            "frames": frames,
+            "references": shown.captions,
+            "before": self.model.caption(shown),
+        }
+
+    def _log_table(self) -> None:
+        """Log images, captions before and now, and the return of each token."""
+        shown = self._shown
+        if shown is None:
+            return
+        frames = shown["frames"].to(self.device)
+        batch = Batch(clip_ids=shown["ids"], captions=shown["references"], caption=shown["before"], frames=frames)
+        rollout = self.model.judge_captions(batch)
+        self.log_picture("captions", draw_captions(self._shown_rows(rollout, shown["before"])))
+        lines = [
+            f"{clip_id}: {before} -> {now}"
+            for clip_id, before, now in zip(shown["ids"], shown["before"], rollout.captions.texts, strict=True)
+        ]
+        self._log_text("train/captions", "  \n".join(lines))
+
+    def _shown_rows(self, rollout: Rollout, before: list[str]) -> list[ShownCaption]:
+        captions = rollout.captions
+        rows = []
+        for index, older in enumerate(before):
+            tokens = captions.tokens[index][captions.mask[index]].tolist()
+            pieces = [piece.decode("utf-8", "replace") for piece in self.model.token_bytes(tokens)]
+            if captions.ended[index]:
+                pieces[-1] = f" {_END_MARK}"
+            image = captions.images[index].permute(1, 2, 0).cpu().numpy()
+            rows.append(ShownCaption(image, older, pieces, rollout.returns[index][: len(tokens)].tolist()))
+        return rows
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the shown images and their first captions, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY]["shown"] = self._shown
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the shown images and their first captions up again."""
+        super().on_load_checkpoint(checkpoint)
+        self._shown = checkpoint[CHECKPOINT_KEY].get("shown")
+
+    # Captions
+
+    def caption(self, batch: Batch) -> list[str]:
+        """One caption per clip."""
+        return self.model.caption(batch)
+
+    def decode_settings(self) -> dict[str, Any]:
+        """Generation settings."""
+        return asdict(self.generation)
+
+    def explain(self, batch: Batch) -> list[Explanation]:
+        """Each caption with the return of its tokens drawn over it."""
+        rollout = self.model.judge_captions(batch)
+        rows = self._shown_rows(rollout, [""] * len(batch))
+        texts = rollout.captions.texts
+        return [
+            Explanation(clip_id, text, draw_captions([row]))
+            for clip_id, text, row in zip(batch.clip_ids, texts, rows, strict=True)
+        ]
+
+
+def warm_up_share(step: int, warmup_steps: int) -> float:
+    """Learning rate at an iteration (from 0) as a share of the full one: linear from 0, then 1."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first clips of a batch, with their pictures."""
+    frames = None if batch.frames is None else batch.frames[:count]
+    return Batch(
+        clip_ids=batch.clip_ids[:count], captions=batch.captions[:count], caption=batch.caption[:count], frames=frames
+    )
