@@ -190,7 +190,7 @@ class Chat:
             messages.append(Message("Human", question))
         row, tokens = context_of(self.model.language, messages, self.settings.system)
         with torch.no_grad():
-            text = self._fitting(row, tokens)
+            text = assemble(self.model.language, [row], tokens, last=self._room)
         given = ""
         try:
             for whole in self._texts(text):
@@ -205,11 +205,6 @@ class Chat:
             given = answer
         finally:
             self.messages = [*messages, Message("Assistant", given.strip())]
-
-    def _fitting(self, row: Row, tokens: dict[Modality, Tensor]) -> PrefixedText:
-        """The last positions of a conversation, as many as there is room for."""
-        text = assemble(self.model.language, [row], tokens, limited=False)
-        return PrefixedText(*(part[:, -self._room :] for part in (text.inputs_embeds, text.attention_mask, text.labels)))
 
     def _texts(self, text: PrefixedText) -> Iterator[str]:
         """What has been generated so far, after each token; at the end the whole."""

@@ -325,15 +325,15 @@ class BuboGPTModel(nn.Module):
         """One answer per clip, to its own question or to the first template that fits."""
         stop = self.language.end_sequences(self.prompts.end)
         ids = self.language.generate(self.text(batch, answers=False), self.generation, stop=stop)
+        end = self.end_of(self.prompts.end)
         texts = self.language.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [" ".join(answer_of(text, self.end_in_text).split()) for text in texts]
+        return [" ".join(answer_of(text, end).split()) for text in texts]
 
-    @property
-    def end_in_text(self) -> str:
-        """`prompts.end` as it stands in decoded text: tokenizers may put white space into it."""
-        ids = self.language.tokenizer("a" + self.prompts.end, add_special_tokens=False).input_ids
+    def end_of(self, end: str) -> str:
+        """An end as it stands in decoded text: tokenizers may put white space into it."""
+        ids = self.language.tokenizer("a" + end, add_special_tokens=False).input_ids
         decoded: str = self.language.tokenizer.decode(ids)
-        return decoded.strip().removeprefix("a").strip() or self.prompts.end
+        return decoded.strip().removeprefix("a").strip() or end
 
 
 def _check_prompts(prompts: PromptSettings) -> None:

@@ -169,6 +169,7 @@ def assemble(
     tokens: Mapping[Modality, Tensor],
     *,
     released_layout: bool = False,
+    last: int | None = None,
 ) -> PrefixedText:
     """Put the sequences of a batch together. Each row may have other modalities.
 
@@ -177,6 +178,7 @@ def assemble(
         rows: of B clips.
         tokens: by modality (places, N, C): tokens of every place that the rows name, row by row.
         released_layout: see `PromptSettings`.
+        last: only so many positions at the end of the sequences are kept; None = all.
 
     Returns:
         The sequences; labels are -100 everywhere but on the answers.
@@ -220,6 +222,7 @@ def assemble(
         _padded(masks, False).to(device),
         _padded(labels, -100).to(device),
         {CODES[modality]: found for modality, found in tokens.items()},
+        last=last,
     )
 
 
