@@ -15,7 +15,12 @@ SYSTEMS = {
 }
 DATA_MODULES = {
     "audiocaps": "avcap_zoo.data_modules.audiocaps.AudioCapsDataModule",
+    "clotho": "avcap_zoo.data_modules.clotho.ClothoDataModule",
+    "coco": "avcap_zoo.data_modules.coco.COCODataModule",
+    "images": "avcap_zoo.data_modules.images.ImagesDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
+    "vggss": "avcap_zoo.data_modules.vggss.VGGSSDataModule",
+    "wavcaps": "avcap_zoo.data_modules.wavcaps.WavCapsDataModule",
 }
 TABLES = {"model": SYSTEMS, "data": DATA_MODULES}
 """Key of the configuration -> short name -> dotted path."""
