@@ -22,7 +22,6 @@ from avcap_zoo.backbones.vision.eva import EVA, EVASettings
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError, WeightsError
 from avcap_zoo.ops.audio_clips import AudioClipSettings, mel_clips
-from avcap_zoo.ops.random_crop import random_crops
 from avcap_zoo.ops.spec_augment import mix_stripes
 from avcap_zoo.systems.bubogpt.prompts import (
     PromptSettings,
@@ -76,13 +75,13 @@ class VisionSettings:
         encoder: the image encoder, always frozen.
         checkpoint: `eva_vit_g.pth`; None = random weights.
         norm_checkpoint: `blip2_pretrained_flant5xxl.pth`, which has the norm behind the encoder.
-        crop_least_share: in training a part of the picture with at least this share of its area is shown; 1 = all.
+        augment: in training a random part of the picture is shown, at least half of its area.
     """
 
     encoder: EVASettings = field(default_factory=EVASettings)
     checkpoint: str | None = None
     norm_checkpoint: str | None = None
-    crop_least_share: float = 0.5
+    augment: bool = True
 
 
 @dataclass
@@ -228,11 +227,9 @@ class BuboGPTModel(nn.Module):
         """
         if self.vision_encoder is None or self.vision_joiner is None:
             raise ConfigError("this model does not look: model.init_args.modalities lacks vision")
-        share = self.vision_settings.crop_least_share
         with torch.no_grad():
-            if self.training and share < 1:
-                images = random_crops(images, self.vision_encoder.image_size_px, least_share=share)
-            tokens = self.vision_encoder(images)
+            augment = self.training and self.vision_settings.augment
+            tokens = self.vision_encoder(self.vision_encoder.normalise(images, augment=augment))
         joined: Tensor = self.vision_joiner(tokens.float())
         return joined
 
@@ -365,10 +362,6 @@ def _audio_encoder(settings: AudioSettings) -> ImageBindAudio:
 
 
 def _vision_encoder(settings: VisionSettings) -> EVA:
-    if not 0 < settings.crop_least_share <= 1:
-        raise ConfigError(
-            f"model.init_args.vision.crop_least_share is {settings.crop_least_share}, wanted more than 0, at most 1"
-        )
     built = EVA(settings.encoder)
     if settings.checkpoint is not None:
         load_eva(built, settings.checkpoint, settings.norm_checkpoint)
