@@ -226,6 +226,7 @@ class Mixture(PackedRecords):
         together: so many draws in a row come from one set.
         seed: of everything.
         negatives: how they are made.
+        questions: False asks nothing: descriptions alone.
     """
 
     def __init__(
@@ -236,8 +237,10 @@ class Mixture(PackedRecords):
         together: int,
         seed: int,
         negatives: NegativeSettings,
+        questions: bool = True,
     ) -> None:
         self.sets = list(sets)
+        self.questions = questions
         self.num_draws = num_draws
         self.together = together
         self.seed = seed
@@ -275,15 +278,14 @@ class Mixture(PackedRecords):
         rng = np.random.default_rng((self.seed, epoch, position, 1))
         if mixed.others is not None:
             return unrelated_pair(record, mixed.others, rng, self.negatives)
-        return asked(record, mixed.kind, rng)
+        return asked(record, mixed.kind, rng if self.questions else None)
 
-def asked(record: ClipRecord, kind: Kind, rng: np.random.Generator) -> ClipRecord:
-    """A clip with a drawn question, or its own in a drawn wrapper."""
-    if kind == "questions":
-        question = QUESTION_WRAPPERS[int(rng.integers(len(QUESTION_WRAPPERS)))].format(record.instruction)
-    elif record.instruction is not None:
-        return record
-    else:
+def asked(record: ClipRecord, kind: Kind, rng: np.random.Generator | None) -> ClipRecord:
+    """A clip with a drawn question, or its own in a drawn wrapper; without a generator, with none."""
+    question = record.instruction
+    if rng is not None and kind == "questions":
+        question = QUESTION_WRAPPERS[int(rng.integers(len(QUESTION_WRAPPERS)))].format(question)
+    elif rng is not None and question is None:
         question = QUESTIONS[kind][int(rng.integers(len(QUESTIONS[kind])))]
     answers = [clean_caption(text) for text in record.captions] if kind in _CLEANED else record.captions
     return replace(record, instruction=question, captions=answers)
@@ -313,6 +315,7 @@ class InstructionsDataModule(CaptionDataModule):
         sets: by name.
         batches_per_epoch: training batches of every process in an epoch.
         one_set_per_batch: False mixes the sets in every batch.
+        questions: False asks nothing, as in the first stage of training: descriptions alone.
         separator: between the descriptions of a negative pair; "" as released.
         unrelated_share: how often negatives are told to be unrelated where the question does not ask.
         num_frames: frames per clip; a picture has one.
@@ -332,6 +335,7 @@ class InstructionsDataModule(CaptionDataModule):
         sets: dict[str, InstructionSet],
         batches_per_epoch: int = 5000,
         one_set_per_batch: bool = True,
+        questions: bool = True,
         separator: str = " ",
         unrelated_share: float = 0.5,
         num_frames: int = 1,
@@ -355,6 +359,7 @@ class InstructionsDataModule(CaptionDataModule):
         self.sets = sets
         self.batches_per_epoch = batches_per_epoch
         self.one_set_per_batch = one_set_per_batch
+        self.questions = questions
         self.negatives = NegativeSettings(separator=separator, unrelated_share=unrelated_share)
         self._of_set: dict[Split, dict[str, list[str]]] = {}
 
@@ -454,6 +459,7 @@ class InstructionsDataModule(CaptionDataModule):
             together=self.batch_size * world_size if self.one_set_per_batch else 1,
             seed=self.seed,
             negatives=self.negatives,
+            questions=self.questions,
         )
 
     def _loader_options(self, split: Split) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from avcap_zoo.backbones.vision.eva import EVA, EVASettings
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError, WeightsError
 from avcap_zoo.ops.audio_clips import AudioClipSettings, mel_clips
+from avcap_zoo.ops.random_crop import random_crops
 from avcap_zoo.ops.spec_augment import mix_stripes
 from avcap_zoo.systems.bubogpt.prompts import (
     PromptSettings,
@@ -173,9 +174,16 @@ class BuboGPTModel(nn.Module):
         self.self_made = [
             part
             for part, home in homes.items()
-            if home is None and not all(name in started for name in self.state_dict() if name.startswith(f"{part}."))
+            if home is None and not self._came_whole_and_stays(part, started)
         ]
         """Parts without a file of their own: their weights exist only in this model and its checkpoints."""
+        self.train()
+
+    def _came_whole_and_stays(self, part: str, started: set[str]) -> bool:
+        """Whether a part's weights are all those of `start_from`."""
+        module = self.get_submodule(part)
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        return not trained and all(f"{part}.{name}" in started for name in module.state_dict())
 
     def train(self, mode: bool = True) -> BuboGPTModel:
         """Set training mode. What is frozen stays in evaluation mode, and so has no dropout.
@@ -228,8 +236,9 @@ class BuboGPTModel(nn.Module):
         if self.vision_encoder is None or self.vision_joiner is None:
             raise ConfigError("this model does not look: model.init_args.modalities lacks vision")
         with torch.no_grad():
-            augment = self.training and self.vision_settings.augment
-            tokens = self.vision_encoder(self.vision_encoder.normalise(images, augment=augment))
+            if self.training and self.vision_settings.augment:
+                images = random_crops(images, self.vision_encoder.image_size_px)
+            tokens = self.vision_encoder(images)
         joined: Tensor = self.vision_joiner(tokens.float())
         return joined
 
