@@ -8,8 +8,9 @@ Source: BuboGPT (arXiv 2307.08581), section 4; released configurations and texts
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -71,10 +72,11 @@ _SIGNS = re.compile(r'[\n"()*#~]')
 _SPACES = re.compile(r"\s{2,}")
 _PAIRING_ATTEMPTS = 50
 _WORD = re.compile(r"[a-z]{4,}")
-_NEEDLESS_WORDS = frozenset(
-    "image picture photo shows audio sound sounds contains with that this there from while also into over they their "
-    "which background foreground appears seems being some other".split()
-)
+_NEEDLESS_WORDS = {
+    *("image", "picture", "photo", "shows", "audio", "sound", "sounds", "contains", "background", "foreground"),
+    *("with", "that", "this", "there", "from", "while", "also", "into", "over", "they", "their", "which", "appears"),
+    *("seems", "being", "some", "other"),
+}
 
 
 @dataclass
@@ -147,9 +149,7 @@ def seem_related(picture: ClipRecord, sound: ClipRecord, *, shared_words: int = 
         return True
     if picture.sounds is not None and sound.sounds is not None:
         return bool({item["label"] for item in picture.sounds} & {item["label"] for item in sound.sounds})
-    words = [
-        set(_WORD.findall(" ".join(record.captions).lower())) - _NEEDLESS_WORDS for record in (picture, sound)
-    ]
+    words = [set(_WORD.findall(" ".join(record.captions).lower())) - _NEEDLESS_WORDS for record in (picture, sound)]
     return len(words[0] & words[1]) > shared_words
 
 
@@ -280,6 +280,7 @@ class Mixture(PackedRecords):
             return unrelated_pair(record, mixed.others, rng, self.negatives)
         return asked(record, mixed.kind, rng if self.questions else None)
 
+
 def asked(record: ClipRecord, kind: Kind, rng: np.random.Generator | None) -> ClipRecord:
     """A clip with a drawn question, or its own in a drawn wrapper; without a generator, with none."""
     question = record.instruction
@@ -404,12 +405,13 @@ class InstructionsDataModule(CaptionDataModule):
         if wanted.reader == "wavcaps":
             options: dict[str, Any] = {"parts": wanted.parts} if wanted.parts else {}
             return WavCapsDataModule(str(self.root / wanted.media), **options).read_split(split)
-        read = {
+        readers: dict[str, Callable[[Path, Path], SplitIndex]] = {
             "alignment": read_alignment,
             "llava": read_llava,
             "vggss": read_vggss_instructions,
             "clotho_detail": read_clotho_detail,
-        }[wanted.reader]
+        }
+        read = readers[wanted.reader]
         if not wanted.files:
             raise DataError(f"a set with reader {wanted.reader} needs files: data.init_args.sets.NAME.files")
         whole = SplitIndex()
@@ -465,7 +467,5 @@ class InstructionsDataModule(CaptionDataModule):
     def _loader_options(self, split: Split) -> dict[str, Any]:
         options = super()._loader_options(split)
         plain: ClipDataset = options["dataset"]
-        options["dataset"] = MixtureDataset(
-            plain.records, plain.settings, seed=self.seed, training=split == "train"
-        )
+        options["dataset"] = MixtureDataset(plain.records, plain.settings, seed=self.seed, training=split == "train")
         return options

@@ -11,8 +11,8 @@ from avcap_zoo.batch import Split
 from avcap_zoo.data_modules.base import ClipRecord, SplitIndex
 from avcap_zoo.data_modules.instructions import (
     KINDS,
-    InstructionSet,
     InstructionsDataModule,
+    InstructionSet,
     Kind,
     NegativeSettings,
     unrelated_pair,

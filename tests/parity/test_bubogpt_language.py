@@ -128,8 +128,8 @@ def test_chat_context(case: GoldenCase, name: str) -> None:
     given = [(kind, key) for kind, key in kinds if f"<{kind.capitalize()}><Modality" in chat["prompt"]]
     messages = []
     for kind, key in given:
-        tokens = case.tensors.get(key, torch.zeros(1, 4, language.embed_dim))
-        messages.append(Message("Human", "", ((kind, tokens),)))  # type: ignore[arg-type]
+        shown = case.tensors.get(key, torch.zeros(1, 4, language.embed_dim))
+        messages.append(Message("Human", "", ((kind, shown),)))  # type: ignore[arg-type]
     messages[-1].text = chat["questions"][0]
     assert chat_prompt(messages) == chat["prompt"]
     row, tokens = context_of(language, messages)

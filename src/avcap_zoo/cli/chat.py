@@ -86,7 +86,9 @@ def load_chat(options: argparse.Namespace) -> Chat:
 
     system = load_system(options.checkpoint, options.configs).system
     if not isinstance(system, BuboGPT):
-        raise CommandLineError(f"{type(system).__name__} does not chat, wanted a checkpoint or configuration of bubogpt")
+        raise CommandLineError(
+            f"{type(system).__name__} does not chat, wanted a checkpoint or configuration of bubogpt"
+        )
     system = system.to(choose_device(options.device))
     settings = ChatSettings(
         generation=GenerationSettings(num_beams=options.beams, max_new_tokens=options.max_new_tokens),

@@ -7,9 +7,10 @@ recognised whatever the tokenizer makes of it.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Queue
 from typing import Any, Literal
 
@@ -191,58 +192,54 @@ class Chat:
         row, tokens = context_of(self.model.language, messages, self.settings.system)
         with torch.no_grad():
             text = assemble(self.model.language, [row], tokens, last=self._room)
-        given = ""
+        given = whole = ""
+        end = self.model.end_of(SEPARATOR)
         try:
             for whole in self._texts(text):
-                stable = _stable(whole, self.model.end_of(SEPARATOR))
+                stable = _stable(whole, end)
                 if len(stable) > len(given):
                     piece, given = stable[len(given) :], stable
                     yield piece
-            answer = answer_of(whole, self.model.end_of(SEPARATOR))
+            answer = answer_of(whole, end)
             if answer.startswith(given) and len(answer) > len(given):
-                piece, given = answer[len(given) :], answer
-                yield piece
-            given = answer
-        finally:
-            self.messages = [*messages, Message("Assistant", given.strip())]
+                yield answer[len(given) :]
+        except GeneratorExit:
+            self.messages = [*messages, Message("Assistant", given)]
+            raise
+        self.messages = [*messages, Message("Assistant", answer)]
 
     def _texts(self, text: PrefixedText) -> Iterator[str]:
         """What has been generated so far, after each token; at the end the whole."""
-        settings, language = self.settings, self.model.language
-        stop = language.end_sequences(SEPARATOR)
-        if settings.generation.num_beams > 1:
-            ids = language.generate(text, settings.generation, sampling=settings.sampling, stop=stop)
-            yield _decoded(language, ids[0].tolist())
+        language = self.model.language
+        generate = partial(
+            language.generate,
+            text,
+            self.settings.generation,
+            sampling=self.settings.sampling,
+            stop=language.end_sequences(SEPARATOR),
+        )
+        if self.settings.generation.num_beams > 1:
+            yield _decoded(language, generate()[0].tolist())
             return
         streamer = _Streamer()
-
-        def run() -> None:
-            try:
-                language.generate(text, settings.generation, sampling=settings.sampling, stop=stop, streamer=streamer)
-                streamer.queue.put(None)
-            except BaseException as error:
-                streamer.queue.put(error)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
         ids_so_far: list[int] = []
-        try:
-            while (item := streamer.queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                ids_so_far += item
-                yield _decoded(language, ids_so_far)
-            yield _decoded(language, ids_so_far)
-        finally:
-            streamer.closed = True
-            thread.join()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            future = pool.submit(generate, streamer=streamer)
+            future.add_done_callback(lambda _: streamer.queue.put(None))
+            try:
+                while (ids := streamer.queue.get()) is not None:
+                    ids_so_far += ids
+                    yield _decoded(language, ids_so_far)
+            finally:
+                streamer.closed = True
+            future.result()
 
 
 class _Streamer:
     """Hands tokens over to another thread, as transformers' generate gives them."""
 
     def __init__(self) -> None:
-        self.queue: Queue[list[int] | BaseException | None] = Queue()
+        self.queue: Queue[list[int] | None] = Queue()
         self.closed = False
 
     def put(self, ids: Tensor) -> None:

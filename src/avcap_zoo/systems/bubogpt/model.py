@@ -172,9 +172,7 @@ class BuboGPTModel(nn.Module):
                 "vision_joiner.projection": vision_joiner.projection_checkpoint,
             }
         self.self_made = [
-            part
-            for part, home in homes.items()
-            if home is None and not self._came_whole_and_stays(part, started)
+            part for part, home in homes.items() if home is None and not self._came_whole_and_stays(part, started)
         ]
         """Parts without a file of their own: their weights exist only in this model and its checkpoints."""
         self.train()
