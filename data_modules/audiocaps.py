@@ -178,7 +178,7 @@ def _read_list(path: Path, split: Split, index: SplitIndex) -> dict[str, NamedSo
     problems = Problems(path)
     clips: dict[str, NamedSounds] = {}
     for place, item in objects_of(items, ("audio_path", "caption"), problems):
-        stem = str(item["audio_path"]).removesuffix(".wav")
+        stem = item["audio_path"].removesuffix(".wav") if isinstance(item["audio_path"], str) else ""
         if not is_safe_id(stem):
             problems.add(place, f"audio_path {item['audio_path']!r} is no safe file name")
         elif not isinstance(item["caption"], str):

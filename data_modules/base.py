@@ -222,7 +222,8 @@ class CaptionDataModule(LightningDataModule):
                     f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
                     f"lower data.init_args.min_present_share if that is meant"
                 )
-            rank_zero_info(f"{self.name} {split}: {present} of {official} official clips present{_extent(index)}")
+            counted = self.counted_things(split)
+            rank_zero_info(f"{self.name} {split}: {present} of {official} {counted} present{_extent(index)}")
 
     def records(self, split: Split) -> PackedRecords:
         """The clips of a split that are on disk."""
@@ -275,6 +276,10 @@ class CaptionDataModule(LightningDataModule):
     def num_official(self, split: Split) -> int:
         """Clips that the annotations of a split name, on disk or not."""
         return self._index(split).num_official
+
+    def counted_things(self, split: Split) -> str:
+        """What the records of a split are, in the report at the start."""
+        return "official clips"
 
     def num_clips(self, split: Split) -> int:
         """Clips of a split that are on disk, or as far as is known."""

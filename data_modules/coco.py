@@ -125,7 +125,9 @@ def read_karpathy(path: Path, splits: set[str], index: SplitIndex) -> Pictures:
     found: Pictures = {}
     content = items_of(path, read_json(path, hint="put Karpathy's split there"), "images")
     for place, item in objects_of(content, ("filename", "split", "sentences"), problems):
-        name = f"{item['filepath']}/{item['filename']}" if item.get("filepath") else item["filename"]
+        name = item["filename"]
+        if item.get("filepath") and isinstance(name, str):
+            name = f"{item['filepath']}/{name}"
         if item["split"] not in splits:
             continue
         if problem := relative_path_problem(name):

@@ -22,7 +22,7 @@ from avcap_zoo.data_modules.media.image import decode_image
 from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
 from avcap_zoo.data_modules.media_files import scan_folder
-from avcap_zoo.data_modules.records import ClipRecord
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.sampling import ClipLoader
 from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
 
@@ -124,6 +124,20 @@ class ImagesDataModule(CaptionDataModule):
         """Paths of the shards of a split, in order of name; empty if it consists of single pictures."""
         paths = [record.visual or "" for record in self._index(split).records]
         return paths if paths and paths[0].lower().endswith(".tar") else []
+
+    def counted_things(self, split: Split) -> str:
+        """Pictures, or shards of nobody knows how many."""
+        return "shards" if self.shards(split) else "pictures"
+
+    def records(self, split: Split) -> PackedRecords:
+        """The pictures of a split.
+
+        Raises:
+            ConfigError: they lie in shards, which are streamed; caches of features are made from single files.
+        """
+        if self.shards(split):
+            raise ConfigError(f"{self.root} holds shards, and this needs single pictures: unpack them, one file each")
+        return super().records(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled by seed and epoch; resumes in mid-epoch, from shards as well.
@@ -343,29 +357,36 @@ def read_shard(path: str) -> Iterator[tuple[str, str, bytes | str]]:
 
     Nothing is unpacked to disk. Texts beside the pictures are passed over. In place of bytes stands the reason why a
     member is refused: its name leads elsewhere, it is a link or a device, or it is larger than 100 MB. A shard that
-    breaks off gives what it holds, then the reason.
+    breaks off, or is damaged in its midst, gives what it holds, then the reason.
 
     Args:
         path: of the shard.
 
     Raises:
-        DataError: no such file, or no tar file.
+        DataError: no such file, or no tar file; compressed ones are none.
     """
+    begun = False
     try:
-        with tarfile.open(path, "r|") as shard:
-            for member in shard:
-                where = f"{path}:{member.name}"
+        with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            while (member := shard.next()) is not None:
+                begun = True
+                shard.members.clear()  # type: ignore[attr-defined]  # it would keep a record of all it has seen
                 if member.isdir() or not member.name.lower().endswith(PICTURE_SUFFIXES):
                     continue
+                where = f"{path}:{member.name}"
                 if reason := _refusal(member):
                     yield _clip_id(member.name), where, reason
                     continue
-                file = shard.extractfile(member)
-                yield _clip_id(member.name), where, b"" if file is None else file.read()
-    except (tarfile.ReadError, EOFError) as error:
-        if not isinstance(error, tarfile.ReadError) or Path(path).stat().st_size == 0 or not tarfile.is_tarfile(path):
+                content = shard.extractfile(member)
+                yield _clip_id(member.name), where, b"" if content is None else content.read()
+            # The module takes a damaged header for the end. At the real end there is a block of zeros.
+            file.seek(shard.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                yield Path(path).name, path, f"the shard breaks off or is damaged at byte {shard.offset}"
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        if not begun:
             raise DataError(f"{path} is no tar file: {first_line(error)}; get the shard again") from error
-        yield Path(path).name, path, f"the shard breaks off: {first_line(error)}"
+        yield Path(path).name, path, f"the shard breaks off or is damaged: {first_line(error)}"
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 

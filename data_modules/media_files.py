@@ -61,11 +61,11 @@ class MediaFiles:
 
     def find(self, stems: Iterable[str]) -> str | None:
         """Path under the first of these stems that is there."""
-        return next((self._paths[key] for stem in stems if (key := _composed(stem)) in self._paths), None)
+        return _first(self._paths, stems)
 
     def other_file(self, stems: Iterable[str]) -> str | None:
         """Name of a file that has one of these stems but none of the suffixes."""
-        return next((self._others[key] for stem in stems if (key := _composed(stem)) in self._others), None)
+        return _first(self._others, stems)
 
 
 class ClipFiles:
@@ -180,6 +180,14 @@ def scan_folder(folder: Path, root: Path, *, deep: bool = False) -> Iterator[tup
         rank_zero_warn(
             f"{len(leading_out)} links in {folder} lead out of it and are not followed, such as {min(leading_out)}"
         )
+
+
+def _first(names: dict[str, str], stems: Iterable[str]) -> str | None:
+    if names:
+        for stem in stems:
+            if (found := names.get(_composed(stem))) is not None:
+                return found
+    return None
 
 
 def _composed(stem: str) -> str:

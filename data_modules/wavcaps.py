@@ -103,7 +103,7 @@ class WavCapsDataModule(CaptionDataModule):
         )
         seen = set()
         for place, item in objects_of(items_of(path, content, "data"), ("id", "caption"), problems):
-            clip_id = stem_of(str(item["id"]))
+            clip_id = stem_of(str(item["id"])) if isinstance(item["id"], (str, int)) else ""
             if not is_safe_id(clip_id):
                 problems.add(place, f"id {item['id']!r} is no safe id")
             elif not isinstance(item["caption"], str):

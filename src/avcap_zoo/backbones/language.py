@@ -30,6 +30,8 @@ class LanguageSettings:
         source: hub id or local folder in transformers format; None = random weights from `config`.
         config: keys of the transformers config, `model_type` among them; used only without `source`.
         tokenizer: hub id or folder; None = that of `source`, or the built-in word pieces without a source.
+        pad_with_end: True pads with the end token where the tokenizer has no padding token, and leaves the vocabulary
+            as it is; False adds a token.
         dtype: dtype of the frozen weights. Trained ones are float32.
         training: `frozen`, `lora` or `full`.
         lora: adapters of mode `lora`.
@@ -41,6 +43,7 @@ class LanguageSettings:
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    pad_with_end: bool = False
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     training: TrainingMode = "lora"
     lora: LoRASettings = field(default_factory=LoRASettings)
@@ -193,7 +196,9 @@ class CausalLanguageModel(nn.Module):
         self._check_room(mask.shape[1])
         return PrefixedText(embeds, mask, labels)
 
-    def interleave(self, ids: Tensor, mask: Tensor, labels: Tensor, foreign: Mapping[int, Tensor]) -> PrefixedText:
+    def interleave(
+        self, ids: Tensor, mask: Tensor, labels: Tensor, foreign: Mapping[int, Tensor], *, last: int | None = None
+    ) -> PrefixedText:
         """Embed token ids, and put foreign embeddings where negative codes stand.
 
         Args:
@@ -201,6 +206,7 @@ class CausalLanguageModel(nn.Module):
             mask: (B, L) bool.
             labels: (B, L), -100 where nothing is predicted.
             foreign: code to (..., C) embeddings in the model's width, in the order of their places row by row.
+            last: only so many positions at the end of the sequences are kept; None = all.
 
         Raises:
             ShapeError: another number of embeddings than places.
@@ -214,7 +220,9 @@ class CausalLanguageModel(nn.Module):
             if int(places.sum()) != len(rows):
                 raise ShapeError(f"{len(rows)} foreign embeddings for {int(places.sum())} places")
             embeds = embeds.masked_scatter(places[..., None], rows.to(embeds.dtype))
-        self._check_room(ids.shape[1])
+        if last is not None:
+            embeds, mask, labels = embeds[:, -last:], mask[:, -last:], labels[:, -last:]
+        self._check_room(mask.shape[1])
         return PrefixedText(embeds, mask, labels)
 
     def _check_room(self, num_tokens: int) -> int:
@@ -347,6 +355,8 @@ def _load_tokenizer(settings: LanguageSettings) -> Any:
             f"model.init_args.language.tokenizer: {name} has no eos token, and captions could not end; "
             f"set eos_token in its tokenizer_config.json, or name another tokenizer"
         )
+    if tokenizer.pad_token_id is None and settings.pad_with_end:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer

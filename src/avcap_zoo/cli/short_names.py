@@ -10,12 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 SYSTEMS = {
+    "bubogpt": "avcap_zoo.systems.bubogpt.BuboGPT",
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
     "vlrm": "avcap_zoo.systems.vlrm.VLRM",
 }
 DATA_MODULES = {
     "audiocaps": "avcap_zoo.data_modules.audiocaps.AudioCapsDataModule",
+    "clotho": "avcap_zoo.data_modules.clotho.ClothoDataModule",
+    "coco": "avcap_zoo.data_modules.coco.COCODataModule",
+    "images": "avcap_zoo.data_modules.images.ImagesDataModule",
+    "instructions": "avcap_zoo.data_modules.instructions.InstructionsDataModule",
+    "scene_instructions": "avcap_zoo.data_modules.scenes.instructions.SceneInstructionsDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
+    "vggss": "avcap_zoo.data_modules.vggss.VGGSSDataModule",
+    "wavcaps": "avcap_zoo.data_modules.wavcaps.WavCapsDataModule",
 }
 # The stages of `avcap ground`.
 TAGGERS = {

@@ -168,9 +168,11 @@ def _check(waveform: Tensor, num_samples: Tensor, settings: AudioClipSettings) -
             f"waveform is {tuple(waveform.shape)} {waveform.dtype} with num_samples {tuple(num_samples.shape)}, wanted "
             f"(sounds, samples) or (sounds, channels, samples) floats with one length per sound"
         )
-    for index, length in enumerate(num_samples.tolist()):
-        if not 1 <= length <= waveform.shape[-1]:
-            raise ShapeError(f"sound {index} of the batch has {length} samples, wanted 1 to {waveform.shape[-1]}")
+    wrong = ((num_samples < 1) | (num_samples > waveform.shape[-1])).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ShapeError(
+            f"sound {wrong[0]} of the batch has {int(num_samples[wrong[0]])} samples, wanted 1 to {waveform.shape[-1]}"
+        )
     if settings.num_clips < 1 or settings.clip_duration_s * 1000 < _FRAME_MS:
         raise ConfigError(
             f"{settings.num_clips} clips of {settings.clip_duration_s} s: at least one clip of {_FRAME_MS / 1000} s "

@@ -35,10 +35,7 @@ def resize_pictures(images: Tensor, size_px: tuple[int, int], kernel: ResizeKern
     Raises:
         ShapeError: not (N, 3, H, W) uint8, or without pixels.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or 0 in images.shape[2:]:
-        raise ShapeError(
-            f"images are {tuple(images.shape)} {images.dtype}, wanted (pictures, 3, height, width) torch.uint8"
-        )
+    _check(images)
     height, width = size_px
     lost_rows, lost_columns = images.shape[2] - height, images.shape[3] - width
     columns_first = lost_rows > max(0, 2 * lost_columns)
@@ -66,11 +63,19 @@ def crop_pictures(images: Tensor, size_px: int, kernel: ResizeKernel = "bicubic"
     Raises:
         ShapeError: not (N, 3, H, W) uint8, or without pixels.
     """
-    shorter = max(1, min(images.shape[-2:])) if images.ndim >= 2 else 1
-    shape = [size_px * side // shorter for side in images.shape[-2:]]
-    resized = resize_pictures(images, (shape[0], shape[1]) if len(shape) == 2 else (size_px, size_px), kernel)
+    _check(images)
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    resized = resize_pictures(images, (size_px * height // shorter, size_px * width // shorter), kernel)
     top, left = (round((side - size_px) / 2) for side in resized.shape[2:])
     return resized[:, :, top : top + size_px, left : left + size_px]
+
+
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or 0 in images.shape[2:]:
+        raise ShapeError(
+            f"images are {tuple(images.shape)} {images.dtype}, wanted (pictures, 3, height, width) torch.uint8"
+        )
 
 
 def _weigh(images: Tensor, out_size: int, kernel: ResizeKernel) -> Tensor:

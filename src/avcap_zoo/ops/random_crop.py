@@ -10,7 +10,7 @@ _DRAWS = 10
 
 
 def random_crops(
-    images: Tensor, size_px: int, *, least_share: float, ratios: tuple[float, float] = (3 / 4, 4 / 3)
+    images: Tensor, size_px: int, *, least_share: float = 0.5, ratios: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Tensor:
     """Cut a part out of each picture and scale it to a square.
 

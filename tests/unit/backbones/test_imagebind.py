@@ -69,8 +69,7 @@ def test_the_scale_stops_at_100() -> None:
 def test_the_learned_key_and_value_are_read() -> None:
     model, clips = tower(), torch.randn(1, 1, 1, 36, 26)
     before = model(clips)
-    for block in model.blocks:
-        block.attn.bias_v.add_(1.0)
+    model.state_dict()["blocks.0.attn.bias_v"].add_(1.0)
     assert not torch.allclose(before, model(clips), atol=1e-2)
 
 
@@ -115,9 +114,7 @@ def test_the_head_is_kept_when_it_is_built() -> None:
     assert from_imagebind_names(official, headed).keys() == {"head.0.weight", "head.1.weight"}
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 36, 26), (2, 3, 1, 26, 36), (2, 3, 2, 36, 26), (2, 0, 1, 36, 26)], ids=str
-)
+@pytest.mark.parametrize("shape", [(2, 1, 36, 26), (2, 3, 1, 26, 36), (2, 3, 2, 36, 26), (2, 0, 1, 36, 26)], ids=str)
 def test_clips_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"wanted \(sounds, at least 1 clip, 1, 36, 26\)"):
         tower()(torch.zeros(shape))

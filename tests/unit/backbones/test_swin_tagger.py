@@ -39,7 +39,9 @@ def test_old_files_and_the_text_part(tmp_path: Path) -> None:
     tagger = SwinTagger(TINY)
     load_tagger(tagger, tmp_path / "ram.pth")
     assert torch.equal(tagger.label_embed, tensors["label_embed"])
-    assert torch.equal(tagger.layers[1].fc2.bias, tensors["vision_multi.encoder.layer.1.output.dense.bias"])
+    assert torch.equal(
+        tagger.state_dict()["layers.1.fc2.bias"], tensors["vision_multi.encoder.layer.1.output.dense.bias"]
+    )
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:

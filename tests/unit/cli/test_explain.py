@@ -18,6 +18,7 @@ from avcap_zoo.cli.explain import (
     shown,
     wanted,
 )
+from avcap_zoo.cli.short_names import DATA_MODULES, SYSTEMS
 from avcap_zoo.data_modules.base import CaptionDataModule
 from avcap_zoo.systems.base import System
 from tests.unit.cli.running import BASE, write
@@ -195,8 +196,8 @@ def test_missing_arguments_only_when_something_is_missing() -> None:
 
 def test_no_model_and_no_data() -> None:
     assert why("--seed_everything", "1", refusal="are required: fit.model, fit.data") == [
-        "no model given, wanted model: in a -c file, or --model with one of lavcap",
-        "no data given, wanted data: in a -c file, or --data with one of audiocaps, scenes",
+        f"no model given, wanted model: in a -c file, or --model with one of {', '.join(sorted(SYSTEMS))}",
+        f"no data given, wanted data: in a -c file, or --data with one of {', '.join(sorted(DATA_MODULES))}",
     ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from avcap_zoo.data_modules.base import SplitIndex
 from avcap_zoo.errors import DataError, MediaError
 from tests.unit.data_modules.folders import data_module, make_folder, sound, write_rows
 from tests.unit.data_modules.media_files import encode, folder_of_pictures, numbered_frames, tone, write_sound
+from tests.unit.data_modules.published import copy_of
 
 HEADER = "audiocap_id,youtube_id,start_time,caption"
 ROW = (91, "Ab-_9xyzQ1w", 30, "a dog barks")
@@ -234,6 +238,200 @@ def test_folders_and_pipes_are_no_media(tmp_path: Path) -> None:
     assert read(tmp_path, modalities=("audio", "visual")).missing == [
         ("Ab-_9xyzQ1w", "no sound file and no video or frames")
     ]
+
+
+@pytest.mark.parametrize("stem", ["Ab-_9xyzQ1w_000030", "Ab-_9xyzQ1w_30_40", "YAb-_9xyzQ1w_30.000_40.000"])
+def test_names_that_other_tools_give(tmp_path: Path, stem: str) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    write_sound(tmp_path / "audio" / f"{stem}.wav", sound(0))
+    assert len(read(tmp_path).records) == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["train/waveforms", "train/audio", "waveforms/train", "audio/train", "waveforms", "audio"]
+)
+def test_where_the_sounds_lie(tmp_path: Path, place: str) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    path = write_sound(tmp_path / place / "91.wav", sound(0))
+    (record,) = read(tmp_path).records
+    assert record.audio == str(path)
+
+
+def test_several_clips_of_one_video(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", [(1, "a", 30, "x"), (2, "a", 50, "y"), (3, "b", 0, "z")])
+    for stem in ("a_30000", "a", "b"):
+        write_sound(tmp_path / "train" / "waveforms" / f"{stem}.wav", sound(0))
+    index = read(tmp_path)
+    assert [(record.clip_id, record.captions) for record in index.records] == [("a_30000", ["x"]), ("b", ["z"])]
+    assert index.missing == [("a_50000", "no sound file")]  # whose sound a.wav is, nobody knows
+
+
+def test_a_file_with_another_suffix_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", [ROW])
+    (tmp_path / "train" / "waveforms").mkdir(parents=True)
+    (tmp_path / "train" / "waveforms" / "Ab-_9xyzQ1w.wma").touch()
+    ((_, reason),) = read(tmp_path).missing
+    assert reason == "no sound file (Ab-_9xyzQ1w.wma is none of .wav .flac .mp3 .ogg .m4a .opus .aac)"
+
+
+def test_the_generated_clips(tmp_path: Path, scenes_root: Path) -> None:
+    root = copy_of(scenes_root, "audiocaps", tmp_path)
+    before = data_module(root).read_split("test").records
+    assert [len(record.captions) for record in before] == [5] * 6
+    path = root / "test.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert data_module(root).read_split("test").records == before
+
+
+def test_a_csv_that_breaks_off(tmp_path: Path, scenes_root: Path) -> None:
+    root = copy_of(scenes_root, "audiocaps", tmp_path)
+    names = [record.clip_id for record in data_module(root).read_split("test").records]
+    content = (root / "test.csv").read_bytes()
+    said = []
+    for tenth in range(10):
+        (root / "test.csv").write_bytes(content[: len(content) * tenth // 10])
+        try:
+            found = [record.clip_id for record in data_module(root).read_split("test").records]
+        except DataError as error:
+            said.append(str(error))
+        else:  # within a caption, nobody can tell
+            said.append("")
+            assert found == names[: len(found)]
+    assert "has no column audiocap_id, youtube_id, start_time, caption; found nothing" in said[0]
+    assert all(not message or "test.csv" in message for message in said)
+
+
+def test_fifty_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    names = [f"{number:011d}" for number in range(50_000)]
+    write_rows(tmp_path / "train.csv", [(n, name, n % 300, "a dog barks, twice") for n, name in enumerate(names)])
+    (tmp_path / "train" / "waveforms").mkdir(parents=True)
+    begun = time.process_time()
+    index = data_module(tmp_path).read_split("train")
+    assert time.process_time() - begun < 6  # about 1.3 s on a free core
+    assert len(index.missing) == 50_000
+
+
+# -- JSON lists --------------------------------------------------------------------------------------------------
+
+
+RELEASED = {"audio_path": "Ab-_9xyzQ1w_30000", "labels": "x", "video_path": "y", "caption": "a dog", "torch_id": 3}
+
+
+def put(root: Path, name: str, content: Any) -> Path:
+    (root / name).write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+def test_the_list_with_coco_references(tmp_path: Path) -> None:
+    put(tmp_path, "test.json", [{**RELEASED, "youtube_id": "Ab-_9xyzQ1w"}])
+    sentences = [{"image_id": "Ab-_9xyzQ1w", "caption": text, "id": 1} for text in ("one", "two")]
+    put(tmp_path, "test_coco.json", {"images": [{"id": "Ab-_9xyzQ1w"}], "annotations": sentences})
+    write_sound(tmp_path / "test" / "waveforms" / "Ab-_9xyzQ1w_30000.wav", sound(0))
+    features = tmp_path / "visual_feature" / "test" / "Ab-_9xyzQ1w_30000.npy"
+    features.parent.mkdir(parents=True)
+    np.save(features, np.zeros((20, 768), np.float32))
+    data = data_module(tmp_path, modalities=("audio", "visual"))
+    index = data.read_split("test")
+    (record,) = index.records
+    assert (record.clip_id, record.captions) == ("Ab-_9xyzQ1w", ["one", "two"])
+    assert record.features == str(features)
+    assert index.sources == ["test.json", "test_coco.json"]
+    (batch,) = data.test_dataloader()
+    assert batch.visual_features is not None
+    assert batch.visual_features.shape == (1, 20, 768)
+
+
+def test_the_list_without_youtube_ids(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "train.json",
+        [RELEASED, {**RELEASED, "caption": "again"}, RELEASED, {**RELEASED, "audio_path": "x.wav"}],
+    )
+    for stem in ("YAb-_9xyzQ1w", "x"):
+        write_sound(tmp_path / "train" / "waveforms" / f"{stem}.wav", sound(0))
+    index = read(tmp_path)
+    assert [(r.clip_id, r.captions) for r in index.records] == [("Ab-_9xyzQ1w", ["a dog", "again"]), ("x", ["a dog"])]
+    assert index.left_out == {"repeated rows": 1}
+
+
+def test_the_list_of_sound_names(tmp_path: Path) -> None:
+    item = {
+        "split": "train",
+        "sound_name": "Ab-_9xyzQ1w_30000.wav",
+        "file_path": "WHAT_IS_THIS?",
+        "captions": ["x", "y"],
+    }
+    put(tmp_path, "AudioCaps_train.json", [item])
+    write_sound(tmp_path / "train" / "waveforms" / "Ab-_9xyzQ1w_30000.wav", sound(0))
+    (record,) = read(tmp_path).records
+    assert (record.clip_id, record.captions) == ("Ab-_9xyzQ1w", ["x", "y"])
+    write_rows(tmp_path / "train.csv", [ROW])
+    assert read(tmp_path).sources == ["train.csv"]
+    assert read(tmp_path, annotations="AudioCaps_{split}.json").sources == ["AudioCaps_train.json"]
+    with pytest.raises(DataError, match=r"my_train.json does not exist; data.init_args.annotations names it"):
+        read(tmp_path, annotations="my_{split}.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"audio_path": "../../x"}, "item 2: audio_path '../../x' is no safe file name"),
+        ({"audio_path": None}, "item 2: audio_path None is no safe file name"),
+        ({"caption": ["x"]}, r"item 2: caption \['x'\] is no text"),
+        ({"youtube_id": "../x"}, "item 2: youtube_id '../x' is no safe id"),
+        ({"audio_path": "b", "youtube_id": "Ab-_9xyzQ1w"}, "item 2: youtube_id 'Ab-_9xyzQ1w' names 'b' and"),
+    ],
+)
+def test_lists_that_cannot_be(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    put(tmp_path, "train.json", [RELEASED, {**RELEASED, **changes}])
+    with pytest.raises(DataError, match=said):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ([], "holds an empty list"),
+        ([{"image_id": "other", "caption": "x"}], "no references for 1 clips, such as Ab-_9xyzQ1w"),
+        ([{"image_id": "Ab-_9xyzQ1w", "caption": 3}], "item 1: caption 3 is no text"),
+    ],
+)
+def test_references_that_cannot_be(tmp_path: Path, annotations: Any, said: str) -> None:
+    put(tmp_path, "train.json", [RELEASED])
+    put(tmp_path, "train_coco.json", {"annotations": annotations})
+    with pytest.raises(DataError, match=said):
+        read(tmp_path)
+
+
+# -- subsets -----------------------------------------------------------------------------------------------------
+
+
+def test_an_id_list_narrows_the_test_split(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "test" / "waveforms" / "test2_30000.wav").unlink()
+    (tmp_path / "ids.txt").write_text("test2\r\ntest0\r\n", encoding="utf-8")
+    data = data_module(tmp_path, subset="ids.txt")
+    assert data.num_official("train") == 6
+    assert data.num_official("test") == 2
+    described = data.describe_split("test")
+    assert described["subset"]["sha256"] == hashlib.sha256(b"test2\r\ntest0\r\n").hexdigest()
+    assert (described["present"], described["official"]) == (1, 2)
+    assert [batch.clip_ids for batch in data.test_dataloader()] == [["test0"]]
+
+
+def test_an_id_list_for_each_split(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "ids.txt").write_text("train1\ntrain3\n", encoding="utf-8")
+    data = data_module(tmp_path, subset={"train": "ids.txt"})
+    assert (data.num_official("train"), data.num_official("test")) == (2, 3)
+    assert data.training_captions() == ["train 1 caption 0", "train 3 caption 0"]
+
+
+def test_an_id_list_of_other_clips(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "ids.txt").write_text("test0\nelse\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"ids.txt: 1 of 2 ids are not in test.csv, such as else; .* such as test0"):
+        data_module(tmp_path, subset="ids.txt").num_official("test")
 
 
 # -- features ----------------------------------------------------------------------------------------------------

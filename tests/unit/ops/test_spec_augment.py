@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avcap_zoo.ops.spec_augment import spec_augment
+from avcap_zoo.ops.spec_augment import mix_stripes, spec_augment
 
 
 def blanks(max_bins: int, max_frames: int, *, clips: int = 400, frames: int = 20, bins: int = 12) -> Tensor:
@@ -66,3 +66,37 @@ def test_the_seed_decides_and_the_input_is_untouched() -> None:
     assert torch.equal(spectrogram, copy)
     kept = drawn[0] != -9.0
     assert torch.equal(drawn[0][kept], spectrogram[kept])
+
+
+def test_mixed_stripes_come_half_from_another_clip_of_the_same_sound() -> None:
+    torch.manual_seed(0)
+    # Clip s of sound b holds 100 b + 2^s everywhere: each mean of two clips of a sound can be told from every other.
+    clips = (100.0 * torch.arange(2)[:, None] + 2.0 ** torch.arange(4))[:, :, None, None, None].expand(2, 4, 1, 16, 30)
+    before = clips.clone()
+    only_frames = mix_stripes(clips, max_bins=0, max_frames=12)
+    assert torch.equal(clips, before)
+    for sound in range(2):
+        own = clips[sound, :, 0, 0, 0]
+        # A second stripe over the first mixes again with the same partner.
+        allowed = {float(a * (1 - w) + b * w) for a in own for b in own for w in (0, 0.5, 0.75)}
+        assert set(only_frames[sound].unique().tolist()) <= allowed
+    changed = only_frames != clips
+    assert bool(changed.any())
+    assert bool((changed == changed[:, :, :, :1]).all()), "a stripe over frames covers every bin"
+    assert int(changed[:, :, 0, 0].sum(dim=2).max()) <= 22
+    only_bins = mix_stripes(clips, max_bins=6, max_frames=0) != clips
+    assert bool(only_bins.any())
+    assert bool((only_bins == only_bins[..., :1]).all())
+    assert int(only_bins[:, :, 0, :, 0].sum(dim=2).max()) <= 10
+
+
+def test_no_stripes_and_one_clip_change_nothing() -> None:
+    clips = torch.randn(2, 3, 1, 8, 9)
+    assert torch.equal(mix_stripes(clips, max_bins=0, max_frames=0), clips)
+    alone = torch.randn(2, 1, 1, 8, 9)
+    torch.testing.assert_close(mix_stripes(alone, max_bins=8, max_frames=9), alone)
+
+
+def test_stripes_wider_than_the_clip_fit() -> None:
+    clips = torch.randn(1, 3, 1, 4, 5)
+    assert mix_stripes(clips, max_bins=50, max_frames=50).shape == clips.shape

@@ -24,7 +24,9 @@ def listed(folder: Path, **entry: object) -> Path:
 def test_a_broken_download_is_named_before_it_is_read(tmp_path: Path) -> None:
     path = listed(tmp_path, size_bytes=1_234_567)
     size = path.stat().st_size
-    with pytest.raises(WeightsError, match=rf"x.pth has {size:,} bytes, .*manifest.yaml lists 1,234,567: a broken down"):
+    with pytest.raises(
+        WeightsError, match=rf"x.pth has {size:,} bytes, .*manifest.yaml lists 1,234,567: a broken down"
+    ):
         load_tensors(path)
 
 
@@ -53,7 +55,7 @@ def test_a_list_that_says_nothing_of_the_file_is_passed_over(tmp_path: Path, con
 def test_an_unreadable_list_is_an_error(tmp_path: Path) -> None:
     path = listed(tmp_path)
     (tmp_path / "manifest.yaml").write_text("weights: [")
-    with pytest.raises(WeightsError, match="the list beside x.pth, is not readable YAML"):
+    with pytest.raises(WeightsError, match=r"the list beside x\.pth, is not readable YAML"):
         load_tensors(path)
 
 

@@ -38,7 +38,7 @@ def bubogpt_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(_LANGUAGE) and not name.endswith(".rotary_emb.inv_freq")
     }
     for modality in ("vision", "audio"):
-        joiner = from_joiner_names(tensors, modality)  # type: ignore[arg-type]
+        joiner = from_joiner_names(tensors, modality)
         ours |= {f"{modality}_joiner.{name}": value for name, value in joiner.items()}
     encoders = {name: value for name, value in tensors.items() if name.startswith(_ENCODER)}
     seen = {f"visual_encoder.{n.removeprefix(_EVA)}": v for n, v in encoders.items() if n.startswith(_EVA)}

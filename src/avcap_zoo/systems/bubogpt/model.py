@@ -76,13 +76,13 @@ class VisionSettings:
         encoder: the image encoder, always frozen.
         checkpoint: `eva_vit_g.pth`; None = random weights.
         norm_checkpoint: `blip2_pretrained_flant5xxl.pth`, which has the norm behind the encoder.
-        crop_least_share: in training a part of the picture with at least this share of its area is shown; 1 = all.
+        augment: in training a random part of the picture is shown, at least half of its area.
     """
 
     encoder: EVASettings = field(default_factory=EVASettings)
     checkpoint: str | None = None
     norm_checkpoint: str | None = None
-    crop_least_share: float = 0.5
+    augment: bool = True
 
 
 @dataclass
@@ -172,11 +172,16 @@ class BuboGPTModel(nn.Module):
                 "vision_joiner.projection": vision_joiner.projection_checkpoint,
             }
         self.self_made = [
-            part
-            for part, home in homes.items()
-            if home is None and not all(name in started for name in self.state_dict() if name.startswith(f"{part}."))
+            part for part, home in homes.items() if home is None and not self._came_whole_and_stays(part, started)
         ]
         """Parts without a file of their own: their weights exist only in this model and its checkpoints."""
+        self.train()
+
+    def _came_whole_and_stays(self, part: str, started: set[str]) -> bool:
+        """Whether a part's weights are all those of `start_from`."""
+        module = self.get_submodule(part)
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        return not trained and all(f"{part}.{name}" in started for name in module.state_dict())
 
     def train(self, mode: bool = True) -> BuboGPTModel:
         """Set training mode. What is frozen stays in evaluation mode, and so has no dropout.
@@ -228,10 +233,9 @@ class BuboGPTModel(nn.Module):
         """
         if self.vision_encoder is None or self.vision_joiner is None:
             raise ConfigError("this model does not look: model.init_args.modalities lacks vision")
-        share = self.vision_settings.crop_least_share
         with torch.no_grad():
-            if self.training and share < 1:
-                images = random_crops(images, self.vision_encoder.image_size_px, least_share=share)
+            if self.training and self.vision_settings.augment:
+                images = random_crops(images, self.vision_encoder.image_size_px)
             tokens = self.vision_encoder(images)
         joined: Tensor = self.vision_joiner(tokens.float())
         return joined
@@ -325,15 +329,15 @@ class BuboGPTModel(nn.Module):
         """One answer per clip, to its own question or to the first template that fits."""
         stop = self.language.end_sequences(self.prompts.end)
         ids = self.language.generate(self.text(batch, answers=False), self.generation, stop=stop)
+        end = self.end_of(self.prompts.end)
         texts = self.language.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [" ".join(answer_of(text, self.end_in_text).split()) for text in texts]
+        return [" ".join(answer_of(text, end).split()) for text in texts]
 
-    @property
-    def end_in_text(self) -> str:
-        """`prompts.end` as it stands in decoded text: tokenizers may put white space into it."""
-        ids = self.language.tokenizer("a" + self.prompts.end, add_special_tokens=False).input_ids
+    def end_of(self, end: str) -> str:
+        """An end as it stands in decoded text: tokenizers may put white space into it."""
+        ids = self.language.tokenizer("a" + end, add_special_tokens=False).input_ids
         decoded: str = self.language.tokenizer.decode(ids)
-        return decoded.strip().removeprefix("a").strip() or self.prompts.end
+        return decoded.strip().removeprefix("a").strip() or end
 
 
 def _check_prompts(prompts: PromptSettings) -> None:
@@ -365,10 +369,6 @@ def _audio_encoder(settings: AudioSettings) -> ImageBindAudio:
 
 
 def _vision_encoder(settings: VisionSettings) -> EVA:
-    if not 0 < settings.crop_least_share <= 1:
-        raise ConfigError(
-            f"model.init_args.vision.crop_least_share is {settings.crop_least_share}, wanted more than 0, at most 1"
-        )
     built = EVA(settings.encoder)
     if settings.checkpoint is not None:
         load_eva(built, settings.checkpoint, settings.norm_checkpoint)

@@ -29,6 +29,7 @@ _ORDER_IN_PROMPT: tuple[Modality, ...] = ("audio", "vision")
 
 _VISION = "<Vision><ModalityHere></Vision> "
 _AUDIO = "<Audio><ModalityHere></Audio> "
+_TELL_WHERE = "Pay attention to the given audio and image, and tell me where is the sound coming from in this picture."
 TEMPLATES: tuple[str, ...] = (
     f"{_VISION}Describe this image in detail.",
     f"{_VISION}Take a look at this image and describe what you notice.",
@@ -39,8 +40,7 @@ TEMPLATES: tuple[str, ...] = (
     f"{_AUDIO}Please provide a detailed description of the sound.",
     f"{_AUDIO}Could you describe the contents of this audio for me? ",
     f"{_AUDIO}{_VISION}Please find the source that emits the given sound in this image.",
-    f"{_AUDIO}{_VISION}Pay attention to the given audio and image, and tell me where is the sound coming from in this "
-    "picture.",
+    f"{_AUDIO}{_VISION}{_TELL_WHERE}",
     f"{_AUDIO}{_VISION}Which part of this scene is the source of the given sound?",
 )
 """The published prompts of clips that bring no question; the first of its modalities is the one of evaluation."""
@@ -169,6 +169,7 @@ def assemble(
     tokens: Mapping[Modality, Tensor],
     *,
     released_layout: bool = False,
+    last: int | None = None,
 ) -> PrefixedText:
     """Put the sequences of a batch together. Each row may have other modalities.
 
@@ -177,6 +178,7 @@ def assemble(
         rows: of B clips.
         tokens: by modality (places, N, C): tokens of every place that the rows name, row by row.
         released_layout: see `PromptSettings`.
+        last: only so many positions at the end of the sequences are kept; None = all.
 
     Returns:
         The sequences; labels are -100 everywhere but on the answers.
@@ -188,7 +190,9 @@ def assemble(
     gap = language.tokenizer.pad_token_id
     if released_layout and len({tuple(row.modalities) for row in rows}) > 1:
         raise ConfigError("model.init_args.prompts.released_layout wants clips of the same modalities in a batch")
-    widths = [max(map(len, column)) for column in zip(*(row.slices for row in rows), strict=True)] if released_layout else []
+    widths = (
+        [max(map(len, column)) for column in zip(*(row.slices for row in rows), strict=True)] if released_layout else []
+    )
     begin = language.tokenizer.bos_token_id
     counts = {modality: found.shape[1] for modality, found in tokens.items()}
     ids: list[list[int]] = []
@@ -220,6 +224,7 @@ def assemble(
         _padded(masks, False).to(device),
         _padded(labels, -100).to(device),
         {CODES[modality]: found for modality, found in tokens.items()},
+        last=last,
     )
 
 
