@@ -6,7 +6,7 @@ Source: Liu et al., "Grounding DINO" (arXiv 2303.05499); thresholds and prompt a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -82,8 +82,7 @@ class PromptedDetector(Detector):
             for part in (build_prompts(words, self.tokenizer, self.prompt) if words else [])
         ]
         found: list[list[Detection]] = [[] for _ in pictures]
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
+        for batch in self._batches(rows, pictures):
             answers = self.predict([pictures[number] for number, _ in batch], [part.text for _, part in batch])
             for (number, part), (logits, boxes, ids) in zip(batch, answers, strict=True):
                 found[number] += self._read(part, logits, boxes, ids, tuple(pictures[number].shape[1:]))
@@ -98,10 +97,25 @@ class PromptedDetector(Detector):
     def predict(self, pictures: Sequence[Tensor], texts: Sequence[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Run the model.
 
+        Args:
+            pictures: of one size.
+            texts: one for each.
+
         Returns:
             For each pair (Q, L) logits of the tokens, (Q, 4) centre x, centre y, width, height as shares of the
             picture, and (L,) token ids; on the CPU.
         """
+
+    def _batches(
+        self, rows: Sequence[tuple[int, PromptPart]], pictures: Sequence[Tensor]
+    ) -> Iterator[list[tuple[int, PromptPart]]]:
+        """Pictures of one size share a batch: padding would make what is found depend on the neighbours."""
+        by_size: dict[tuple[int, ...], list[tuple[int, PromptPart]]] = {}
+        for row in rows:
+            by_size.setdefault(tuple(pictures[row[0]].shape), []).append(row)
+        for same in by_size.values():
+            for start in range(0, len(same), self.batch_size):
+                yield same[start : start + self.batch_size]
 
     def _read(
         self, part: PromptPart, logits: Tensor, boxes: Tensor, ids: Tensor, size: tuple[int, ...]
@@ -245,7 +259,7 @@ class GroundingDinoPy(PromptedDetector):
 
     def predict(self, pictures: Sequence[Tensor], texts: Sequence[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """See `PromptedDetector`. Pictures go in with the shorter side at 800 pixels, the longer at most 1333."""
-        answer = self._model([_normalised(picture.to(self.device)) for picture in pictures], captions=list(texts))
+        answer = self._model(_normalised(torch.stack(list(pictures)).to(self.device)), captions=list(texts))
         read = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)
         return [
             (
@@ -294,12 +308,12 @@ class _TextEncoder(nn.Module):
         return bert(attention_mask=attention_mask, **inputs)
 
 
-def _normalised(picture: Tensor) -> Tensor:
-    height, width = picture.shape[1:]
+def _normalised(pictures: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 as the package wants them: shorter side 800, longer at most 1333, ImageNet's mean and std."""
+    height, width = pictures.shape[2:]
     scale = min(800 / min(height, width), 1333 / max(height, width))
-    size = [round(height * scale), round(width * scale)]
-    resized = resize_pictures(picture[None], (size[0], size[1]), "bilinear")[0].float() / 255
-    mean, std = (torch.tensor(values, device=picture.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    resized = resize_pictures(pictures, (round(height * scale), round(width * scale)), "bilinear").float() / 255
+    mean, std = (torch.tensor(values, device=pictures.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (resized - mean) / std
 
 
