@@ -14,8 +14,8 @@ from PIL import Image
 from avcap_zoo.data_modules.instructions import (
     QUESTIONS,
     UNRELATED,
-    InstructionSet,
     InstructionsDataModule,
+    InstructionSet,
     Mixture,
     seem_related,
 )
