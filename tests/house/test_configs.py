@@ -37,8 +37,14 @@ def files_before(path: Path) -> list[Path]:
     if is_complete(yaml.safe_load(path.read_text(encoding="utf-8"))):
         return []
     if path.parent.parent.name == "tables":
-        return [tree.ROOT / f"configs/{path.parent.name}.yaml"]
+        return overlaid(path)
     return [BASE_OF_OVERLAYS]
+
+
+def overlaid(path: Path) -> list[Path]:
+    """The files that stand before an overlay in the command of its head."""
+    command = next(line for line in path.read_text(encoding="utf-8").splitlines() if f"-c {name_of(path)}" in line)
+    return [tree.ROOT / name for name in re.findall(r"-c (\S+)", command)[:-1]]
 
 
 def parse(*paths: Path) -> int | str | None:

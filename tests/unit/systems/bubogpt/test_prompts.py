@@ -41,9 +41,7 @@ def test_a_marker_out_of_place_is_refused(prompt: str) -> None:
 
 
 def test_questions_get_markers_sound_first() -> None:
-    assert with_markers("Q", ("vision", "audio")) == (
-        "<Audio><ModalityHere></Audio> <Vision><ModalityHere></Vision> Q"
-    )
+    assert with_markers("Q", ("vision", "audio")) == ("<Audio><ModalityHere></Audio> <Vision><ModalityHere></Vision> Q")
     own = "<Vision><ModalityHere></Vision> Q"
     assert with_markers(own, ("vision", "audio")) == own
     assert with_markers("Q", ()) == "Q"
