@@ -59,7 +59,7 @@ def read_settings(arguments: Sequence[str]) -> Namespace:
 
 def print_settings(settings: Namespace) -> str:
     """All settings as YAML, as a configuration file holds them."""
-    text: str = _parser().dump(settings, skip_none=False)
+    text: str = _parser().dump(settings, skip_unset=False)
     return text
 
 
