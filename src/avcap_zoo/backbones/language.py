@@ -79,10 +79,12 @@ class SamplingSettings:
     Args:
         temperature: divides the logits; above 1 is bolder.
         top_p: only the likeliest tokens that together have this probability are drawn from.
+        top_k: only so many of the likeliest are drawn from; 0 = all.
     """
 
     temperature: float = 1.0
     top_p: float = 0.9
+    top_k: int = 50
 
 
 @dataclass
