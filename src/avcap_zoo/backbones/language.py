@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.backbones.pretrained import load_pretrained
+from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
 from avcap_zoo.errors import ConfigError, ShapeError, first_line, hub_error, require_extra
 from avcap_zoo.ops.masking import left_align
 
@@ -310,6 +311,9 @@ class CausalLanguageModel(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
+        # transformers 4 puts a model's own defaults, such as sampling, in the place of values equal to the class's.
+        switch = "use_model_defaults"
+        own = {switch: False} if switch in inspect.signature(self.model.generate).parameters else {}
         criteria = StoppingCriteriaList([lambda ids, scores, **_: ends_with(ids, stop)] if stop else [])
         ids: Tensor = self.model.generate(
             inputs_embeds=flipped[1].flip(1),
@@ -317,6 +321,7 @@ class CausalLanguageModel(nn.Module):
             generation_config=config,
             stopping_criteria=criteria,
             streamer=streamer,
+            **own,
         )
         # Beam search fills up with the end token where the pad token's id is 0.
         ends = ids == self.tokenizer.eos_token_id
@@ -368,7 +373,7 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     dtype = getattr(torch, "float32" if settings.training == "full" else settings.dtype)
-    options = {"dtype": dtype, **_quantisation_options(settings, dtype)}
+    options = {**dtype_option(dtype), **_quantisation_options(settings, dtype)}
     if settings.source is None:
         keys = dict(settings.config)
         model_type = keys.pop("model_type", None)
@@ -376,7 +381,7 @@ def _load_model(settings: LanguageSettings, vocabulary_size: int) -> Any:
             raise ConfigError("model.init_args.language: give a source, or a config with a model_type such as llama")
         keys.setdefault("vocab_size", vocabulary_size)
         try:
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **keys), dtype=dtype)
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **keys), **dtype_option(dtype))
         except ValueError as error:
             raise ConfigError(f"model.init_args.language.config: {_shortened(error)}") from error
     else:

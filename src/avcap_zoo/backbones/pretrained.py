@@ -9,6 +9,14 @@ from avcap_zoo.errors import ConfigError, WeightsError, first_line, hub_error
 _LISTED = 5
 
 
+def dtype_option(dtype: Any) -> dict[str, Any]:
+    """How transformers is told the dtype of a model that it builds or loads; 4.56 renamed the argument."""
+    import transformers
+
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if release >= (4, 56) else "torch_dtype": dtype}
+
+
 def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> Any:
     """Load a transformers model. transformers itself would fill missing or mis-shaped weights with random ones.
 
@@ -32,9 +40,7 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
             raise WeightsError(f"{key}: the weights in {source!r} cannot be read: {first_line(error)}") from error
     problems = {
         "missing": sorted(found["missing_keys"]),
-        "of another shape": sorted(
-            f"{name} {tuple(has)}, wanted {tuple(wanted)}" for name, has, wanted in found["mismatched_keys"]
-        ),
+        "of another shape": sorted(_mismatch(entry) for entry in found["mismatched_keys"]),
     }
     if any(problems.values()):
         listed = "; ".join(
@@ -44,6 +50,14 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
         )
         raise WeightsError(f"{key}: {source!r} does not hold the weights of a {type(model).__name__}: {listed}")
     return model
+
+
+def _mismatch(entry: str | tuple[str, Any, Any]) -> str:
+    """A tensor of another shape; transformers 4.55 gives only its name."""
+    if isinstance(entry, str):
+        return entry
+    name, has, wanted = entry
+    return f"{name} {tuple(has)}, wanted {tuple(wanted)}"
 
 
 def build_config(config_class: Any, keys: dict[str, Any], key: str) -> Any:

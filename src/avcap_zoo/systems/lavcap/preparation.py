@@ -136,7 +136,10 @@ class PrepareBackbones(Callback):
         if isinstance(part, CED):
             part.batch_norm_frozen = False  # its statistics are what it learns here, whatever follows
         part.requires_grad_(True).train()
-        parameters = [*part.parameters(), *head.parameters()]
+        for key, parameter in part.named_parameters():
+            if "lora_" in key:  # adapters belong to the fit, not to what stands in for pre-training
+                parameter.requires_grad_(False)
+        parameters = [*(p for p in part.parameters() if p.requires_grad), *head.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
         with torch.enable_grad(), tqdm(total=steps, desc=f"preparing {name}", mininterval=1.0) as bar:
