@@ -38,7 +38,6 @@ SMALL = {
     },
     "model": {"init_args": {"generation": {"max_new_tokens": 5}}},
 }
-EVAL_MODE = "ignore:Found .* module.s. in eval mode:UserWarning"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,6 @@ def stages(tmp_path_factory: pytest.TempPathFactory, small: Path) -> tuple[Path,
     return first, second
 
 
-@pytest.mark.filterwarnings(EVAL_MODE)
 def test_stage_2_goes_on_from_stage_1(stages: tuple[Path, Path], small: Path, tmp_path: Path) -> None:
     first, second = (torch.load(path, weights_only=True) for path in stages)
     frozen = {name for name in first["state_dict"] if "encoder." in name or "qformer." in name}
@@ -86,7 +84,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "a.jpg", folder / "b.wav"
 
 
-@pytest.mark.filterwarnings(EVAL_MODE)
 def test_one_question(stages: tuple[Path, Path], files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["chat", "--checkpoint", str(stages[1]), "--image", str(files[0]), "--audio", str(files[1])]
     first = call(capsys, avcap, [*words, "--greedy", "--max_new_tokens", "8", "what is it"])
@@ -96,7 +93,6 @@ def test_one_question(stages: tuple[Path, Path], files: tuple[Path, Path], capsy
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.filterwarnings(EVAL_MODE)
 def test_a_conversation(
     stages: tuple[Path, Path],
     files: tuple[Path, Path],

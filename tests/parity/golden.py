@@ -67,6 +67,14 @@ class GoldenCase:
         COMPARISONS.append(Comparison(self.name, name, (tolerance["rtol"], tolerance["atol"]), largest, used))
 
 
+def compare_within(case: str, name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
+    """Compare with one absolute tolerance for every entry; 0 = exact."""
+    assert got.shape == want.shape, f"{case}: {name} is {tuple(got.shape)}, wanted {tuple(want.shape)}"
+    largest = float((got.detach().double() - want.double()).abs().max()) if want.numel() else 0.0
+    assert largest <= tolerance, f"{case}: {name} is off by {largest:.3g}"
+    COMPARISONS.append(Comparison(case, name, (0, tolerance), largest, largest / tolerance if tolerance else 0))
+
+
 def golden_names(system: str, prefix: str) -> list[str]:
     """Names of the cases of one kind, sorted."""
     return sorted(path.stem for path in (GOLDEN / system).glob(f"{prefix}*.json"))

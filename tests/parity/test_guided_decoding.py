@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avcap_zoo.decoding.guided import CosineScorer, GuidedDecoder, GuidedSettings, GuidedText, score_candidates
-from tests.parity.golden import GOLDEN, golden_names
+from tests.parity.golden import GOLDEN, compare_within, golden_names
 
 FOLDER = GOLDEN / "zeraucap"
 TOLERANCE = 2e-6
@@ -104,8 +104,7 @@ def compare(runs: dict[str, Any], case: dict[str, Any], got: GuidedText) -> None
         numbers |= {"degeneration": "degeneration"}
     for name, field in numbers.items():
         value = torch.tensor([getattr(step, field) for step in got.trace])
-        assert value.shape == want[name].shape, name
-        assert float((value - want[name]).abs().max()) <= TOLERANCE, name
+        compare_within(f"decode_{runs['model']}", f"{case['case']}/{case['mode']}/{name}", value, want[name], TOLERANCE)
 
 
 RUNS = [

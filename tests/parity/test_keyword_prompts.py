@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from avcap_zoo.decoding.keywords import nearest_keywords, read_keywords, split_labels
-from avcap_zoo.decoding.prompts import KeywordPromptSettings, build_prompt, full_text, read_caption
 from avcap_zoo.ops.windows import choose_starts, round_to_int16
+from avcap_zoo.systems.zeraucap.keywords import nearest_keywords, read_keywords, split_labels
+from avcap_zoo.systems.zeraucap.prompts import KeywordPromptSettings, build_prompt, full_text, read_caption
 from tests.parity.golden import GOLDEN, golden_names
 
 FOLDER = GOLDEN / "zeraucap"

@@ -26,6 +26,7 @@ from avcap_zoo.ops.fbank import decibels, mel_spectrogram, num_centred_frames
 from avcap_zoo.ops.windows import choose_starts, cut_windows, mean_direction, repeat_whole, round_to_int16
 
 NUM_CHUNKS = 3
+_CLAP_KEY = "model.init_args.audio_text.clap"
 
 
 @dataclass
@@ -298,7 +299,7 @@ class CLAP(AudioTextModel):
 
     def __init__(self, settings: CLAPSettings) -> None:
         super().__init__()
-        key = f"{KEY}.source"
+        key = f"{_CLAP_KEY}.source"
         if settings.source is None:
             self.tokenizer, self.model, front_end = _clap_from_config(settings.config)
         else:
@@ -400,11 +401,25 @@ def fuse_views(level: Tensor, num_frames: Tensor, size: int) -> Tensor:
     return torch.stack(views, dim=1)
 
 
+def clap_sample_rate_hz(settings: CLAPSettings) -> int:
+    """The rate at which a CLAP hears, without its weights.
+
+    Raises:
+        WeightsError: the source cannot be found.
+    """
+    from transformers import ClapFeatureExtractor
+
+    if settings.source is None:
+        return int(settings.config.get("front_end", {}).get("sampling_rate", ClapFeatureExtractor().sampling_rate))
+    with hub_error(settings.source, f"{_CLAP_KEY}.source"):
+        return int(ClapFeatureExtractor.from_pretrained(settings.source).sampling_rate)
+
+
 def _clap_from_config(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Tokenizer, model with random weights, and front end."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 
-    key = f"{KEY}.config"
+    key = f"{_CLAP_KEY}.config"
     if unknown := sorted(set(config) - {"text", "audio", "front_end", "embed_dim"}):
         raise ConfigError(f"{key}: unknown {', '.join(unknown)}; known are text, audio, front_end and embed_dim")
     tokenizer = _tokenizer(None)

@@ -80,10 +80,12 @@ class SamplingSettings:
     Args:
         temperature: divides the logits; above 1 is bolder.
         top_p: only the likeliest tokens that together have this probability are drawn from.
+        top_k: only so many of the likeliest are drawn from; 0 = all.
     """
 
     temperature: float = 1.0
     top_p: float = 0.9
+    top_k: int = 50
 
 
 @dataclass
@@ -309,10 +311,10 @@ class CausalLanguageModel(nn.Module):
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        criteria = StoppingCriteriaList([lambda ids, scores, **_: ends_with(ids, stop)] if stop else [])
         # transformers 4 puts a model's own defaults, such as sampling, in the place of values equal to the class's.
         switch = "use_model_defaults"
         own = {switch: False} if switch in inspect.signature(self.model.generate).parameters else {}
+        criteria = StoppingCriteriaList([lambda ids, scores, **_: ends_with(ids, stop)] if stop else [])
         ids: Tensor = self.model.generate(
             inputs_embeds=flipped[1].flip(1),
             attention_mask=flipped[0].flip(1).long(),

@@ -12,6 +12,7 @@ from typing import Any
 SYSTEMS = {
     "bubogpt": "avcap_zoo.systems.bubogpt.BuboGPT",
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
+    "zeraucap": "avcap_zoo.systems.zeraucap.ZerAuCap",
     "vlrm": "avcap_zoo.systems.vlrm.VLRM",
 }
 DATA_MODULES = {

@@ -313,7 +313,7 @@ def test_from_a_folder(tmp_path: Path, fused: bool) -> None:
     torch.testing.assert_close(again.embed_audio(waveform, num_samples), model.embed_audio(waveform, num_samples))
     torch.testing.assert_close(again.embed_texts(["a dog"]), model.embed_texts(["a dog"]))
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.source: cannot load"):
+    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.clap\.source: cannot load"):
         CLAP(CLAPSettings(source=str(tmp_path)))
 
 
@@ -331,9 +331,9 @@ def test_a_folder_that_lacks_weights_or_words(tmp_path: Path) -> None:
         CLAP(CLAPSettings(source=str(tmp_path / "a")))
     for path in (tmp_path / "b").glob("tokenizer*"):
         path.write_text("{broken")
-    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.source: cannot load"):
+    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.clap\.source: cannot load"):
         CLAP(CLAPSettings(source=str(tmp_path / "b")))
-    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.source: cannot load 'no/such-model'"):
+    with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.clap\.source: cannot load 'no/such-model'"):
         CLAP(CLAPSettings(source="no/such-model"))
 
 
@@ -341,9 +341,9 @@ def test_a_folder_that_lacks_weights_or_words(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"txt": {}}, "unknown txt; known are text, audio, front_end and embed_dim"),
-        ({"audio": {"depth": [1]}}, r"audio_text\.config\.audio: ClapAudioConfig has no depth"),
-        ({"text": {"layers": 1}}, r"audio_text\.config\.text: ClapTextConfig has no layers"),
-        ({"front_end": {"hop": 160}}, r"audio_text\.config\.front_end: ClapFeatureExtractor has no hop"),
+        ({"audio": {"depth": [1]}}, r"audio_text\.clap\.config\.audio: ClapAudioConfig has no depth"),
+        ({"text": {"layers": 1}}, r"audio_text\.clap\.config\.text: ClapTextConfig has no layers"),
+        ({"front_end": {"hop": 160}}, r"audio_text\.clap\.config\.front_end: ClapFeatureExtractor has no hop"),
         ({"front_end": {"padding": "pad"}}, "padding 'pad' of the front end is not supported, only repeatpad"),
     ],
 )
@@ -360,7 +360,7 @@ def test_a_config_that_does_not_fit(config: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": {**TEXT, "hiden_size": 4}}, r"audio_text\.text: BertConfig has no hiden_size"),
+        ({"text": {**TEXT, "hiden_size": 4}}, r"audio_text\.wavcaps\.text: BertConfig has no hiden_size"),
         ({"text": {**TEXT, "vocab_size": 20}}, r"has \d+ entries, the text encoder 20: they do not belong together"),
         (
             {"text": {**TEXT, "max_position_embeddings": 20}},
@@ -376,7 +376,9 @@ def test_a_text_encoder_that_does_not_fit(changes: dict[str, Any], message: str)
 def test_a_tokenizer_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in ("no/such-model", str(tmp_path / "empty"), str(tmp_path / "missing")):
-        with pytest.raises(WeightsError, match=r"^model\.init_args\.audio_text\.tokenizer: cannot load") as caught:
+        with pytest.raises(
+            WeightsError, match=r"^model\.init_args\.audio_text\.wavcaps\.tokenizer: cannot load"
+        ) as caught:
             wavcaps(tokenizer=source)
         assert "\n" not in str(caught.value)
 
@@ -393,7 +395,7 @@ def test_a_vocabulary_file_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"config": {**TOWER, "depht": 1}}, r"audio_text\.audio\.config: ClapAudioConfig has no depht"),
+        ({"config": {**TOWER, "depht": 1}}, r"audio_text\.wavcaps\.audio\.config: ClapAudioConfig has no depht"),
         ({"config": {**TOWER, "depths": [1]}}, "depths has 1 entries, num_attention_heads 2"),
         ({"num_mel_bins": 24}, "spec_size 64 is no multiple of num_mel_bins 24"),
         ({"window_s": 3.0}, r"window_s 3 gives 301 frames, spec_size 64 has room for 1 to 256"),

@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
 
 def module(root: Path, **options: Any) -> InstructionsDataModule:
     settings = {"sets": SETS, "batches_per_epoch": 40, "batch_size": 4, "image_size_px": 16, **options}
-    return InstructionsDataModule(str(root), **settings)  # type: ignore[arg-type]
+    return InstructionsDataModule(str(root), **settings)
 
 
 def mixture(root: Path, **options: Any) -> Mixture:
@@ -135,7 +135,7 @@ def test_what_may_belong_together() -> None:
     ("sets", "said"),
     [
         ({}, "sets is empty"),
-        ({"x": InstructionSet("alignmnt")}, "sets.x.reader is 'alignmnt', wanted one of alignment"),
+        ({"x": InstructionSet("alignmnt")}, "reader is 'alignmnt', wanted one of alignment"),
         ({"x": InstructionSet("alignment", 0)}, "sets.x.ratio is 0"),
         ({"x": InstructionSet("negatives", pictures="y", sounds="y")}, "sets.x: negatives need"),
     ],
@@ -148,7 +148,7 @@ def test_wrong_sets_are_refused(root: Path, sets: dict[str, InstructionSet], sai
 def test_what_is_not_there_is_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no test split"):
         module(root).read_split("test")
-    with pytest.raises(DataError, match="filter_cap.json"):
+    with pytest.raises(DataError, match="filter_cap"):
         module(tmp_path).read_split("train")
     with pytest.raises(DataError, match="needs files"):
         module(root, sets={"x": InstructionSet("alignment")}).read_split("train")
@@ -168,7 +168,7 @@ SCENE_SETS = {
 def scenes(root: Path, **options: Any) -> SceneInstructionsDataModule:
     sizes = {"num_train": 24, "num_val": 6, "num_test": 6, "batches_per_epoch": 4, "batch_size": 4}
     settings = {"sets": SCENE_SETS, "image_size_px": 16, "one_set_per_batch": False, **sizes, **options}
-    return SceneInstructionsDataModule(str(root), **settings)  # type: ignore[arg-type]
+    return SceneInstructionsDataModule(str(root), **settings)
 
 
 def test_scenes_as_instructions(scenes_root: Path) -> None:

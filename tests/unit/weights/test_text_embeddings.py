@@ -9,7 +9,7 @@ import torch
 
 from avcap_zoo.backbones.audio_text import WavCapsCLAP
 from avcap_zoo.weights.text_embeddings import audio_text_fingerprint, embed_fixed_texts
-from tests.unit.weights.test_wavcaps import model_of
+from tests.unit.systems.zeraucap.test_keymap import model_of
 
 TEXTS = ["dog", "Inside", "rain", "inside"]
 

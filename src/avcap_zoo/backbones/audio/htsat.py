@@ -15,7 +15,7 @@ from avcap_zoo.backbones.pretrained import build_config
 from avcap_zoo.errors import ConfigError, ShapeError
 from avcap_zoo.ops.fbank import decibels, mel_spectrogram
 
-KEY = "model.init_args.audio_text"
+KEY = "model.init_args.audio_text.wavcaps"
 """Where a configuration holds the settings, for messages."""
 
 

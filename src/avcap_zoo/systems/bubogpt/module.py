@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -113,6 +114,10 @@ class BuboGPT(CaptionSystem):
         still = tuple(f"model.{part}." for part in _FROZEN_PARTS if part not in self.model.self_made)
         moving = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name for name in super().checkpoint_names() if name in moving or not name.startswith(still or ("\0",))}
+
+    def on_fit_start(self) -> None:
+        """Keep Lightning from warning that frozen parts are in evaluation mode, which is meant."""
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the answers."""

@@ -170,6 +170,17 @@ def test_a_checkpoint_holds_what_has_no_other_home() -> None:
     held = system.checkpoint_names()
     assert {name.removeprefix("model.") for name in held} == set(model.state_dict())
     model.self_made = []  # as if every part had a file
-    assert {name for name in system.checkpoint_names()} == {
+    assert system.checkpoint_names() == {
         f"model.{name}" for name in model.state_dict() if name.startswith("audio_joiner.")
     }
+
+
+def test_without_weights_pictures_and_sounds_still_differ() -> None:
+    model = built(tiny_bubogpt()).eval()
+    pictures = torch.randint(0, 256, (2, 3, 40, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sounds = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.01], [0.3]])
+    with torch.no_grad():
+        seen = model.encode_vision(pictures)
+        heard = model.encode_audio(sounds, torch.tensor([16_000, 16_000]))
+    for tokens in (seen, heard):
+        assert (tokens[0] - tokens[1]).abs().max() > 1e-4

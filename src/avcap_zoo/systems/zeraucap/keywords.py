@@ -21,7 +21,7 @@ AUDIOSET = "audioset"
 
 def audioset_labels() -> list[str]:
     """Display names of AudioSet's 527 classes, in the order of their indices."""
-    text = files("avcap_zoo.decoding").joinpath("audioset_labels.csv").read_text(encoding="utf-8")
+    text = files("avcap_zoo.systems.zeraucap").joinpath("audioset_labels.csv").read_text(encoding="utf-8")
     return [row["display_name"] for row in csv.DictReader(text.splitlines())]
 
 

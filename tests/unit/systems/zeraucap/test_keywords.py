@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from avcap_zoo.decoding.keywords import audioset_labels, nearest_keywords, read_keywords, split_labels
 from avcap_zoo.errors import ConfigError, DataError, ShapeError
+from avcap_zoo.systems.zeraucap.keywords import audioset_labels, nearest_keywords, read_keywords, split_labels
 
 
 def test_the_labels_are_the_published_file() -> None:
-    content = files("avcap_zoo.decoding").joinpath("audioset_labels.csv").read_bytes()
+    content = files("avcap_zoo.systems.zeraucap").joinpath("audioset_labels.csv").read_bytes()
     assert hashlib.sha256(content).hexdigest() == "cdd1049833c4b86127c2773ac0d14a2754b6a6d0d1798002ed5c66e699708429"
     labels = audioset_labels()
     assert len(labels) == 527

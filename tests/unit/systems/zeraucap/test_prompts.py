@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from avcap_zoo.backbones.language import word_piece_tokenizer
-from avcap_zoo.decoding.prompts import KeywordPromptSettings, build_prompt, full_text, read_caption
+from avcap_zoo.systems.zeraucap.prompts import KeywordPromptSettings, build_prompt, full_text, read_caption
 
 RELEASED, PAPER = KeywordPromptSettings(), KeywordPromptSettings(grammar="paper")
 

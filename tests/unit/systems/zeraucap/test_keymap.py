@@ -11,7 +11,7 @@ from torch import Tensor
 from avcap_zoo.backbones.audio.htsat import HTSATSettings
 from avcap_zoo.backbones.audio_text import WavCapsCLAP, WavCapsSettings
 from avcap_zoo.errors import WeightsError
-from avcap_zoo.weights.wavcaps import load_wavcaps, wavcaps_to_model
+from avcap_zoo.systems.zeraucap.keymap import load_wavcaps, wavcaps_to_model
 
 HTSAT_PREFIX, BERT_PREFIX = "audio_encoder.audio_enc.", "text_encoder.text_encoder."
 BACK = (
