@@ -81,9 +81,7 @@ def _check_file(path: Path, clip_id: str) -> None:
         raise MediaError(clip_id, path, "the file is empty (0 bytes)")
 
 
-def _open_upright(
-    source: Path | BinaryIO, clip_id: str, path: Path | str, limits: MediaLimits
-) -> Image.Image:
+def _open_upright(source: Path | BinaryIO, clip_id: str, path: Path | str, limits: MediaLimits) -> Image.Image:
     try:
         with Image.open(source) as image:
             return _upright_rgb(image, limits.max_pixels)

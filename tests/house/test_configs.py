@@ -52,11 +52,6 @@ def is_of_grounding(path: Path) -> bool:
     return "detector" in yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def is_of_grounding(path: Path) -> bool:
-    """Whether a file holds stages of `avcap ground`, which has neither model nor data."""
-    return "detector" in yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
 def parse(*paths: Path) -> int | str | None:
     """Exit code of `lightning fit -c ... --print_config`, in this process."""
     from avcap_zoo.cli.main import lightning

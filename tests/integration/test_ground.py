@@ -35,9 +35,7 @@ def ground(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
     return call(capsys, avcap, ["ground", *map(str, words)])
 
 
-def test_a_picture_is_grounded_and_drawn(
-    scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_is_grounded_and_drawn(scene_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, drawn = tmp_path / "new/out.json", tmp_path / "new/drawn.png"
     text = "A “telephone” rings — loudly; birds sing. É!"
     ran = ground(capsys, scene_file, "--text", text, "-c", TINY, "--out", out, "--picture", drawn)
@@ -50,7 +48,7 @@ def test_a_picture_is_grounded_and_drawn(
     assert content["matched_by"] == "rules"
     (bird,) = content["entities"]["bird"]["regions"]
     assert decode_rle(bird["mask"]).shape == (192, 192)
-    left, top, right, bottom = bird["box"]
+    _, top, right, _ = bird["box"]
     assert right < 120
     assert top > 80
     with Image.open(drawn) as picture:

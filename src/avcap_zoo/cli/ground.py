@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from avcap_zoo.cli.config_files import read_config
@@ -85,7 +86,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     parser = _parser()
     own, settings = _divide(list(arguments), parser)
     options = parser.parse_args(own)
-    for flag, value in zip(settings, settings[1:], strict=False):
+    for flag, value in pairwise(settings):
         if flag == "-c":
             read_config(value)
     if options.text is not None and not options.text.strip():
@@ -104,8 +105,9 @@ def _divide(words: list[str], parser: ScenesParser) -> tuple[list[str], list[str
     while position < len(words):
         word = words[position]
         option, equals, value = word.partition("=")
-        if option in {"-c", "--config"} or option.removeprefix("--").split(".")[0] in SETTINGS and option[:2] == "--":
-            name = "-c" if option in {"-c", "--config"} else option
+        stage = option.startswith("--") and option[2:].split(".")[0] in SETTINGS
+        if stage or option in {"-c", "--config"}:
+            name = option if stage else "-c"
             if not equals:
                 position += 1
                 if position == len(words):

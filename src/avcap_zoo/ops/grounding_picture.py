@@ -125,7 +125,7 @@ def draw_grounding(picture: NDArray[np.uint8], entities: Sequence[ColouredEntity
 def _label(
     draw: ImageDraw.ImageDraw, image: Image.Image, entity: ColouredEntity, left: float, top: float, font: Any
 ) -> None:
-    _, above, wide, below = draw.textbbox((0, 0), entity.name, font=font)
+    _, _, wide, below = draw.textbbox((0, 0), entity.name, font=font)
     left, top = max(0.0, min(left, image.width - wide - 6)), max(0.0, min(top, image.height - below - 4))
     draw.rectangle([left, top, left + wide + 6, top + below + 4], fill=DARK[entity.colour])
     draw.text((left + 3, top + 2), entity.name, font=font, fill=(255, 255, 255))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def encode_rle(mask: Mask) -> dict[str, Any]:
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     bounds = [0, *changes.tolist(), pixels.size]
-    counts = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    counts = [end - start for start, end in pairwise(bounds)]
     if pixels.size and pixels[0]:
         counts.insert(0, 0)
     return {"size": [int(side) for side in mask.shape], "counts": _pack(counts)}

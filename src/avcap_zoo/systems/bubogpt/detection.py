@@ -241,7 +241,7 @@ class GroundingDinoPy(PromptedDetector):
         text_threshold: float = TEXT_THRESHOLD,
         batch_size: int = 4,
     ) -> None:
-        self._package = require_extra("groundingdino.models.GroundingDINO.groundingdino", "grounding")
+        self._package: Any = require_extra("groundingdino.models.GroundingDINO.groundingdino", "grounding")
         self.weights, self.text_encoder = weights, text_encoder
         super().__init__(
             prompt,

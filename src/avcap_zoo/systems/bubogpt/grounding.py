@@ -281,7 +281,7 @@ def _check(pictures: Sequence[Tensor], texts: Sequence[str | None]) -> None:
             )
     for text in texts:
         if text is not None and not text.strip():
-            raise DataError("the text is empty, wanted words about the picture (or no text at all: all things are found)")
+            raise DataError("the text is empty, wanted words about the picture (None: all things are found)")
 
 
 def _names(found: Sequence[tuple[str, Detection]]) -> list[str]:

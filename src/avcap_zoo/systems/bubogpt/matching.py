@@ -284,10 +284,8 @@ def user_message(text: str, entities: Sequence[str], style: Style = "robust") ->
 
 
 def _as_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    parts = [messages[0]["content"]]
-    for turn in messages[1:]:
-        parts.append(f"{'Human' if turn['role'] == 'user' else 'Assistant'}: {turn['content']}")
-    return "###".join([*parts, "Assistant:"])
+    turns = [f"{'Human' if turn['role'] == 'user' else 'Assistant'}: {turn['content']}" for turn in messages[1:]]
+    return "###".join([messages[0]["content"], *turns, "Assistant:"])
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------

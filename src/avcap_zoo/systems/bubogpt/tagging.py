@@ -183,5 +183,5 @@ def read_lines(path: str, key: str) -> list[str]:
 
 
 def _pooled(features: Any) -> Tensor:
-    """transformers 5 wraps projected features in an output object, transformers 4 does not."""
+    """The projected features: an output object of transformers 5 holds them, transformers 4 gives them as they are."""
     return features if isinstance(features, Tensor) else features.pooler_output

@@ -56,7 +56,9 @@ class OneBox(Detector):
 
     def detect(self, pictures: Sequence[Tensor], tags: Sequence[Sequence[str]]) -> list[list[Detection]]:
         self.calls += 1
-        return [[Detection(tag, box, 0.9 - at / 10) for tag in own for at, box in enumerate(self.boxes)] for own in tags]
+        return [
+            [Detection(tag, box, 0.9 - at / 10) for tag in own for at, box in enumerate(self.boxes)] for own in tags
+        ]
 
 
 class FilledBox(Segmenter):
@@ -163,17 +165,17 @@ def test_ram_reads_the_published_kind_of_files(tmp_path: Path) -> None:
     (tmp_path / "tags.txt").write_text("\n".join(["dog", "car", *["dog"] * 7]), encoding="utf-8")
     (tmp_path / "limits.txt").write_text("\n".join(["0.0", "1.0", *["0.0"] * 7]), encoding="utf-8")
     torch.save({"model": case.weights("weights.")}, tmp_path / "ram.pth")
-    files = [str(tmp_path / name) for name in ("ram.pth", "tags.txt", "limits.txt")]
-    assert RAMTagger(*files, settings=settings, batch_size=1).tag(PICTURES) == [["dog"], ["dog"]]
+    weights, tags, limits = (str(tmp_path / name) for name in ("ram.pth", "tags.txt", "limits.txt"))
+    assert RAMTagger(weights, tags, limits, settings, batch_size=1).tag(PICTURES) == [["dog"], ["dog"]]
     with pytest.raises(ConfigError, match=r"tagger.init_args.tags: .*nothing.txt cannot be read"):
-        RAMTagger(files[0], str(tmp_path / "nothing.txt"), files[2], settings).tag(PICTURES)
+        RAMTagger(weights, str(tmp_path / "nothing.txt"), limits, settings).tag(PICTURES)
     (tmp_path / "limits.txt").write_text("high\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds more than numbers"):
-        RAMTagger(*files, settings=settings).tag(PICTURES)
+        RAMTagger(weights, tags, limits, settings).tag(PICTURES)
     with pytest.raises(ConfigError, match="9 tags for 4585 labels"):
-        RAMTagger(files[0], files[1], None).tag(PICTURES)
+        RAMTagger(weights, tags, None).tag(PICTURES)
     with pytest.raises(WeightsError, match="does not exist"):
-        RAMTagger(str(tmp_path / "no.pth"), files[1], None, settings).tag(PICTURES)
+        RAMTagger(str(tmp_path / "no.pth"), tags, None, settings).tag(PICTURES)
 
 
 @pytest.mark.skipif(find_spec("segment_anything") is not None, reason="the package is here")
