@@ -106,6 +106,7 @@ def test_the_cache_is_used(scene_file: Path, tmp_path: Path, capsys: pytest.Capt
         (["{scene}", "--tagger", "rams"], 2, "did you mean ram?"),
         (["{scene}", "--nms_iou", "many"], 2, "nms_iou: found 'many', wanted float or null"),
         (["{scene}"], 1, "tagger.init_args.tags: checkpoints/ram_tag_list.txt cannot be read"),
+        (["{scene}", "-c", TINY, "--cache", "{scene}/x"], 1, "cache: cannot write to"),
         (["{scene}", "-c", TINY, "--out", "{scene}/x/y.json"], 1, "cannot write"),
     ],
 )  # fmt: skip

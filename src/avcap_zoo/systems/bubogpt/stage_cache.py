@@ -12,6 +12,10 @@ from uuid import uuid4
 from torch import Tensor
 
 import avcap_zoo
+from avcap_zoo.errors import DataError
+
+MOST_HELD = 1024
+"""Results that stay in memory; the oldest go first."""
 
 
 class StageCache:
@@ -41,6 +45,9 @@ class StageCache:
 
         Returns:
             One result per item, as JSON gives it back (tuples are lists).
+
+        Raises:
+            DataError: the folder cannot be written to.
         """
         keys = [_key(identity, item) for item in items]
         wanted = dict.fromkeys(key for key in keys if not self._find(key))
@@ -48,7 +55,10 @@ class StageCache:
         if positions:
             for position, result in zip(positions, compute(positions), strict=True):
                 self._keep(keys[position], result)
-        return [json.loads(self._held[key]) for key in keys]
+        results = [json.loads(self._held[key]) for key in keys]
+        for key in list(self._held)[: max(0, len(self._held) - MOST_HELD)]:
+            del self._held[key]
+        return results
 
     def _find(self, key: str) -> bool:
         if key not in self._held and self.folder is not None:
@@ -63,10 +73,13 @@ class StageCache:
     def _keep(self, key: str, result: Any) -> None:
         self._held[key] = json.dumps(result)
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{key}.{uuid4().hex}.part"
-            part.write_text(self._held[key], encoding="utf-8")
-            part.replace(self.folder / f"{key}.json")
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                part = self.folder / f"{key}.{uuid4().hex}.part"
+                part.write_text(self._held[key], encoding="utf-8")
+                part.replace(self.folder / f"{key}.json")
+            except OSError as error:
+                raise DataError(f"cache: cannot write to {self.folder}: {error.strerror}") from error
 
 
 def _key(identity: dict[str, Any], item: Sequence[Any]) -> str:

@@ -25,7 +25,7 @@ from avcap_zoo.systems.bubogpt.detection import (
 )
 from avcap_zoo.systems.bubogpt.grounding import Grounder
 from avcap_zoo.systems.bubogpt.segmentation import SAM, SegmentAnything
-from avcap_zoo.systems.bubogpt.stage_cache import StageCache
+from avcap_zoo.systems.bubogpt.stage_cache import MOST_HELD, StageCache
 from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, GivenTags, RAMTagger
 from tests.parity.golden import listed_cases
 from tests.unit.systems.bubogpt.tiny_finders import bert_tokenizer, save_clip, save_dino, save_sam
@@ -327,3 +327,6 @@ def test_a_cache_in_memory_computes_once() -> None:
     assert cache.get({"a": 1}, [["x"], ["y"], ["x"]], compute) == [7, 7, 7]
     assert cache.get({"a": 1}, [["y"]], compute) == [7]
     assert asked == [[0, 1]]
+    assert len(cache.get({"a": 2}, [[number] for number in range(MOST_HELD + 5)], compute)) == MOST_HELD + 5
+    assert cache.get({"a": 2}, [[0], [MOST_HELD]], compute) == [7, 7]
+    assert asked[2:] == [[0]]
