@@ -27,6 +27,7 @@ from avcap_zoo.data_modules.instruction_files import (
 )
 from avcap_zoo.data_modules.records import PackedRecords
 from avcap_zoo.data_modules.sampling import epoch_order
+from avcap_zoo.data_modules.vggss import VGGSSDataModule
 from avcap_zoo.data_modules.wavcaps import WavCapsDataModule
 from avcap_zoo.errors import ConfigError, DataError
 
@@ -67,6 +68,13 @@ QUESTION_WRAPPERS = (
     "Use the provided image to answer the question: {}",
     "What is the answer to the following question? {}",
 )
+SOURCE_SENTENCES = (
+    "The sound is that of {}, and its source can be seen in the image.",
+    "What is heard is {}, and it happens in this picture.",
+    "The source of the given sound is in the image: {}.",
+    "In this scene, the sound comes from what the image shows as {}.",
+)
+"""Answers made of the class label of a sounding object. They are ours: the published ones come without templates."""
 UNRELATED = "They seem unrelated. "
 _SIGNS = re.compile(r'[\n"()*#~]')
 _SPACES = re.compile(r"\s{2,}")
@@ -84,8 +92,9 @@ class InstructionSet:
     """One set of a mixture.
 
     Args:
-        reader: `alignment` (MiniGPT-4's), `llava`, `vggss`, `clotho_detail`, `wavcaps`, or `negatives`, which pairs the
-            pictures of one set with the sounds of another. Further data modules know further ones.
+        reader: `alignment` (MiniGPT-4's), `llava`, `vggss` (the published sentences), `vggss_labels` (our sentences
+            around the labels of vggss.json), `clotho_detail`, `wavcaps`, or `negatives`, which pairs the pictures of
+            one set with the sounds of another. Further data modules know further ones.
         ratio: how often it is drawn, relative to the others.
         files: annotation files, relative to the root.
         media: folder of its media, relative to the root.
@@ -107,6 +116,7 @@ KINDS: dict[str, Kind] = {
     "alignment": "pictures",
     "llava": "questions",
     "vggss": "pairs",
+    "vggss_labels": "pairs",
     "clotho_detail": "sounds",
     "wavcaps": "sounds",
     "negatives": "negatives",
@@ -405,6 +415,11 @@ class InstructionsDataModule(CaptionDataModule):
         if wanted.reader == "wavcaps":
             options: dict[str, Any] = {"parts": wanted.parts} if wanted.parts else {}
             return WavCapsDataModule(str(self.root / wanted.media), **options).read_split(split)
+        if wanted.reader == "vggss_labels":
+            index = VGGSSDataModule(str(self.root / wanted.media), whole_set_as="train").read_split(split)
+            for record in index.records:
+                record.captions = [sentence.format(record.captions[0]) for sentence in SOURCE_SENTENCES]
+            return index
         readers: dict[str, Callable[[Path, Path], SplitIndex]] = {
             "alignment": read_alignment,
             "llava": read_llava,

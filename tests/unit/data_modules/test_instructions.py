@@ -120,6 +120,18 @@ def test_batches_of_all_kinds(root: Path, one_set: bool) -> None:
     assert len(kinds) > 1
 
 
+def test_labels_become_sentences_of_ours(scenes_root: Path) -> None:
+    sets = {"vggss": InstructionSet("vggss_labels", media="vggss")}
+    data = module(scenes_root, sets=sets, batches_per_epoch=2)
+    labels = {box["label"] for record in data.read_split("train").records for box in record.objects or []}
+    for batch in data.train_dataloader():
+        assert batch.frames is not None
+        assert batch.waveform is not None
+        for question, answer in zip(batch.instruction or [], batch.caption, strict=True):
+            assert question in QUESTIONS["pairs"]
+            assert any(label in answer and "{}" not in answer for label in labels)
+
+
 def test_what_may_belong_together() -> None:
     picture = ClipRecord("a", ["A brown dog sleeps on a wooden porch."], visual="a.jpg")
     sound = ClipRecord("b", ["A dog barks on the porch of a wooden house."], audio="b.wav")
