@@ -7,6 +7,7 @@ Source: BuboGPT (arXiv 2307.08581), section 4; released configurations and texts
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from avcap_zoo.data_modules.instruction_files import (
 )
 from avcap_zoo.data_modules.records import PackedRecords
 from avcap_zoo.data_modules.sampling import epoch_order
+from avcap_zoo.data_modules.vggss import VGGSSDataModule
 from avcap_zoo.data_modules.wavcaps import WavCapsDataModule
 from avcap_zoo.errors import ConfigError, DataError
 
@@ -67,10 +69,18 @@ QUESTION_WRAPPERS = (
     "Use the provided image to answer the question: {}",
     "What is the answer to the following question? {}",
 )
+SOURCE_SENTENCES = (
+    "The sound is that of {}, and its source can be seen in the image.",
+    "What is heard is {}, and it happens in this picture.",
+    "The source of the given sound is in the image: {}.",
+    "In this scene, the sound comes from what the image shows as {}.",
+)
+"""Answers made of the class label of a sounding object. They are ours: the published ones come without templates."""
 UNRELATED = "They seem unrelated. "
 _SIGNS = re.compile(r'[\n"()*#~]')
 _SPACES = re.compile(r"\s{2,}")
 _PAIRING_ATTEMPTS = 50
+_SHARED_WORDS = 2
 _WORD = re.compile(r"[a-z]{4,}")
 _NEEDLESS_WORDS = {
     *("image", "picture", "photo", "shows", "audio", "sound", "sounds", "contains", "background", "foreground"),
@@ -84,8 +94,9 @@ class InstructionSet:
     """One set of a mixture.
 
     Args:
-        reader: `alignment` (MiniGPT-4's), `llava`, `vggss`, `clotho_detail`, `wavcaps`, or `negatives`, which pairs the
-            pictures of one set with the sounds of another. Further data modules know further ones.
+        reader: `alignment` (MiniGPT-4's), `llava`, `vggss` (the published sentences), `vggss_labels` (our sentences
+            around the labels of vggss.json), `clotho_detail`, `wavcaps`, or `negatives`, which pairs the pictures of
+            one set with the sounds of another. Further data modules know further ones.
         ratio: how often it is drawn, relative to the others.
         files: annotation files, relative to the root.
         media: folder of its media, relative to the root.
@@ -107,6 +118,7 @@ KINDS: dict[str, Kind] = {
     "alignment": "pictures",
     "llava": "questions",
     "vggss": "pairs",
+    "vggss_labels": "pairs",
     "clotho_detail": "sounds",
     "wavcaps": "sounds",
     "negatives": "negatives",
@@ -139,18 +151,20 @@ def negative_answer(picture: str, sound: str, question: str, *, prefixed: bool, 
     return clean_caption(f"{prefix}{picture}{separator}{sound}")
 
 
-def seem_related(picture: ClipRecord, sound: ClipRecord, *, shared_words: int = 2) -> bool:
-    """Whether a picture and a sound of different clips may belong together after all.
+def relatedness(picture: ClipRecord, sound: ClipRecord) -> float:
+    """How much speaks for a picture and a sound of different clips belonging together after all.
 
-    They may if they are of one clip, if a sound that the picture's record lists is heard, or if their descriptions
-    share more than `shared_words` words of four letters and more.
+    Returns:
+        Infinity if they are of one clip, or if a sound that the picture's record lists is heard. Else the number of
+        words of four letters and more that their descriptions share; 0 where both list their sounds.
     """
     if picture.clip_id == sound.clip_id or (picture.audio is not None and picture.audio == sound.audio):
-        return True
+        return math.inf
     if picture.sounds is not None and sound.sounds is not None:
-        return bool({item["label"] for item in picture.sounds} & {item["label"] for item in sound.sounds})
+        shared = {item["label"] for item in picture.sounds} & {item["label"] for item in sound.sounds}
+        return math.inf if shared else 0.0
     words = [set(_WORD.findall(" ".join(record.captions).lower())) - _NEEDLESS_WORDS for record in (picture, sound)]
-    return len(words[0] & words[1]) > shared_words
+    return float(len(words[0] & words[1]))
 
 
 @dataclass
@@ -171,35 +185,42 @@ class NegativeSettings:
 def unrelated_pair(
     picture: ClipRecord, sounds: PackedRecords, rng: np.random.Generator, settings: NegativeSettings
 ) -> ClipRecord:
-    """A picture with a sound that does not belong to it, as far as `seem_related` knows.
+    """A picture with a sound that does not belong to it, as far as `relatedness` knows.
+
+    The first drawn sound that shares at most two words is taken; after fifty, the one that shares fewest.
 
     Raises:
-        DataError: none was found in fifty draws.
+        DataError: all of them surely belong to it.
     """
+    best, least = None, math.inf
     for _ in range(_PAIRING_ATTEMPTS):
         sound = sounds[int(rng.integers(len(sounds)))]
-        if seem_related(picture, sound):
-            continue
-        question = settings.questions[int(rng.integers(len(settings.questions)))]
-        answer = negative_answer(
-            picture.captions[0],
-            sound.captions[0],
-            question,
-            prefixed=bool(rng.random() < settings.unrelated_share),
-            separator=settings.separator,
+        found = relatedness(picture, sound)
+        if found < least:
+            best, least = sound, found
+        if least <= _SHARED_WORDS:
+            break
+    if best is None:
+        raise DataError(
+            f"{_PAIRING_ATTEMPTS} sounds in a row belong to the picture of {picture.clip_id}: "
+            f"give the negatives a set of other sounds"
         )
-        return ClipRecord(
-            f"{picture.clip_id}+{sound.clip_id}",
-            [answer],
-            audio=sound.audio,
-            visual=picture.visual,
-            duration_s=picture.duration_s,
-            instruction=question,
-            frame_at_s=picture.frame_at_s,
-        )
-    raise DataError(
-        f"{_PAIRING_ATTEMPTS} sounds in a row may belong to the picture of {picture.clip_id}: "
-        f"give the negatives a set of other sounds"
+    question = settings.questions[int(rng.integers(len(settings.questions)))]
+    answer = negative_answer(
+        picture.captions[0],
+        best.captions[0],
+        question,
+        prefixed=bool(rng.random() < settings.unrelated_share),
+        separator=settings.separator,
+    )
+    return ClipRecord(
+        f"{picture.clip_id}+{best.clip_id}",
+        [answer],
+        audio=best.audio,
+        visual=picture.visual,
+        duration_s=picture.duration_s,
+        instruction=question,
+        frame_at_s=picture.frame_at_s,
     )
 
 
@@ -266,7 +287,7 @@ class Mixture(PackedRecords):
         """The clip of a position, with question and answer.
 
         Raises:
-            DataError: no sound can be found that does not belong to a picture.
+            DataError: every sound belongs to a picture that wants another.
         """
         mixed = self.set_of(epoch, position)
         number = self.sets.index(mixed)
@@ -405,6 +426,11 @@ class InstructionsDataModule(CaptionDataModule):
         if wanted.reader == "wavcaps":
             options: dict[str, Any] = {"parts": wanted.parts} if wanted.parts else {}
             return WavCapsDataModule(str(self.root / wanted.media), **options).read_split(split)
+        if wanted.reader == "vggss_labels":
+            index = VGGSSDataModule(str(self.root / wanted.media), whole_set_as="train").read_split(split)
+            for record in index.records:
+                record.captions = [sentence.format(record.captions[0]) for sentence in SOURCE_SENTENCES]
+            return index
         readers: dict[str, Callable[[Path, Path], SplitIndex]] = {
             "alignment": read_alignment,
             "llava": read_llava,

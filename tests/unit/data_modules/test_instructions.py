@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from avcap_zoo.data_modules.instructions import (
     InstructionsDataModule,
     InstructionSet,
     Mixture,
-    seem_related,
+    NegativeSettings,
+    relatedness,
+    unrelated_pair,
 )
-from avcap_zoo.data_modules.records import ClipRecord
+from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.scenes.events import SOUNDS_OF_PICTURE
 from avcap_zoo.data_modules.scenes.instructions import QUESTION, SceneInstructionsDataModule
 from avcap_zoo.errors import ConfigError, DataError
@@ -120,15 +123,37 @@ def test_batches_of_all_kinds(root: Path, one_set: bool) -> None:
     assert len(kinds) > 1
 
 
+def test_labels_become_sentences_of_ours(scenes_root: Path) -> None:
+    sets = {"vggss": InstructionSet("vggss_labels", media="vggss")}
+    data = module(scenes_root, sets=sets, batches_per_epoch=2)
+    labels = {box["label"] for record in data.read_split("train").records for box in record.objects or []}
+    for batch in data.train_dataloader():
+        assert batch.frames is not None
+        assert batch.waveform is not None
+        for question, answer in zip(batch.instruction or [], batch.caption, strict=True):
+            assert question in QUESTIONS["pairs"]
+            assert any(label in answer and "{}" not in answer for label in labels)
+
+
 def test_what_may_belong_together() -> None:
     picture = ClipRecord("a", ["A brown dog sleeps on a wooden porch."], visual="a.jpg")
     sound = ClipRecord("b", ["A dog barks on the porch of a wooden house."], audio="b.wav")
-    assert not seem_related(picture, sound)
-    assert seem_related(picture, ClipRecord("b", ["A brown thing on a wooden porch sleeps."], audio="b.wav"))
-    assert seem_related(picture, ClipRecord("a", ["Rain."], audio="a.wav"))
+    assert relatedness(picture, sound) == 2  # porch, wooden
+    assert relatedness(picture, ClipRecord("a", ["Rain."], audio="a.wav")) == math.inf
     shown = ClipRecord("c", ["x"], visual="c.mp4", sounds=[{"label": "bark"}])
-    assert seem_related(shown, ClipRecord("d", ["y"], audio="d.wav", sounds=[{"label": "bark"}, {"label": "bell"}]))
-    assert not seem_related(shown, ClipRecord("d", ["y"], audio="d.wav", sounds=[{"label": "bell"}]))
+    heard = ClipRecord("d", ["y"], audio="d.wav", sounds=[{"label": "bark"}, {"label": "bell"}])
+    assert relatedness(shown, heard) == math.inf
+    assert relatedness(shown, ClipRecord("d", ["y"], audio="d.wav", sounds=[{"label": "bell"}])) == 0
+
+
+def test_the_least_related_sound_is_taken() -> None:
+    picture = ClipRecord("a", ["brown wooden quiet porch"], visual="a.jpg")
+    near = ClipRecord("b", ["brown wooden quiet porch creaks"], audio="b.wav")
+    less = ClipRecord("c", ["brown wooden porch"], audio="c.wav")
+    rng = np.random.default_rng(0)
+    assert unrelated_pair(picture, PackedRecords([near, less]), rng, NegativeSettings()).audio == "c.wav"
+    with pytest.raises(DataError, match="50 sounds in a row belong to the picture of a"):
+        unrelated_pair(picture, PackedRecords([ClipRecord("a", ["x"], audio="a.wav")]), rng, NegativeSettings())
 
 
 @pytest.mark.parametrize(
