@@ -179,6 +179,7 @@ class GroundingDino(PromptedDetector):
         inputs = self._processor(
             images=list(pictures),
             text=list(texts),
+            input_data_format="channels_first",
             padding=True,
             truncation=True,
             max_length=MAX_TOKENS,

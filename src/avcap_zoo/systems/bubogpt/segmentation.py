@@ -67,7 +67,12 @@ class SAM(_SAM):
 
     def _masks(self, picture: Tensor, boxes: Sequence[Box]) -> Tensor:
         processor, model = self._loaded
-        inputs = processor(images=[picture], input_boxes=[[list(box) for box in boxes]], return_tensors="pt")
+        inputs = processor(
+            images=[picture],
+            input_boxes=[[list(box) for box in boxes]],
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
         answer = model(
             pixel_values=inputs["pixel_values"].to(self.device),
             input_boxes=inputs["input_boxes"].to(self.device, torch.float32),

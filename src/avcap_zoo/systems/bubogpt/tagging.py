@@ -116,7 +116,8 @@ class CLIPTagger(Tagger):
         processor, model, read = self._loaded
         found = []
         for start in range(0, len(pictures), self.batch_size):
-            inputs = processor(images=list(pictures[start : start + self.batch_size]), return_tensors="pt")
+            batch = list(pictures[start : start + self.batch_size])
+            inputs = processor(images=batch, input_data_format="channels_first", return_tensors="pt")
             seen = _pooled(model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device)))
             logits = torch.nn.functional.normalize(seen, dim=-1) @ read.T * model.logit_scale.exp()
             for row in logits.float().softmax(dim=-1):
