@@ -1,4 +1,4 @@
-"""Picture files to square RGB arrays."""
+"""Picture files to RGB arrays: square ones for clips, whole ones for grounding."""
 
 from __future__ import annotations
 
@@ -28,11 +28,26 @@ def read_image(path: Path, size_px: int, clip_id: str, limits: MediaLimits = DEF
     Raises:
         MediaError: missing, truncated, not a picture, or beyond `limits.max_pixels`.
     """
-    if not path.is_file():
-        raise MediaError(clip_id, path, "no such file")
-    if path.stat().st_size == 0:
-        raise MediaError(clip_id, path, "the file is empty (0 bytes)")
+    _check_file(path, clip_id)
     return decode_image(path, size_px, clip_id, path, limits)
+
+
+def read_whole_image(path: Path, clip_id: str, limits: MediaLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """Read a picture in any mode: upright, RGB, in its own size.
+
+    Args:
+        path: anything Pillow reads.
+        clip_id: named in errors.
+        limits: what the file may cost.
+
+    Returns:
+        (3, H, W) uint8.
+
+    Raises:
+        MediaError: missing, truncated, not a picture, or beyond `limits.max_pixels`.
+    """
+    _check_file(path, clip_id)
+    return np.array(_open_upright(path, clip_id, path, limits)).transpose(2, 0, 1)
 
 
 def decode_image(
@@ -53,14 +68,25 @@ def decode_image(
     Raises:
         MediaError: truncated, not a picture, or beyond `limits.max_pixels`.
     """
-    try:
-        with Image.open(source) as image:
-            upright = _upright_rgb(image, limits.max_pixels)
-    except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
-        raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
+    upright = _open_upright(source, clip_id, path, limits)
     if upright.size != (size_px, size_px):
         upright = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.BICUBIC)
     return np.array(upright).transpose(2, 0, 1)
+
+
+def _check_file(path: Path, clip_id: str) -> None:
+    if not path.is_file():
+        raise MediaError(clip_id, path, "no such file")
+    if path.stat().st_size == 0:
+        raise MediaError(clip_id, path, "the file is empty (0 bytes)")
+
+
+def _open_upright(source: Path | BinaryIO, clip_id: str, path: Path | str, limits: MediaLimits) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return _upright_rgb(image, limits.max_pixels)
+    except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
+        raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
 
 
 def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:

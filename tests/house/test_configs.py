@@ -37,8 +37,19 @@ def files_before(path: Path) -> list[Path]:
     if is_complete(yaml.safe_load(path.read_text(encoding="utf-8"))):
         return []
     if path.parent.parent.name == "tables":
-        return [tree.ROOT / f"configs/{path.parent.name}.yaml"]
+        return overlaid(path)
     return [BASE_OF_OVERLAYS]
+
+
+def overlaid(path: Path) -> list[Path]:
+    """The files that stand before an overlay in the command of its head."""
+    command = next(line for line in path.read_text(encoding="utf-8").splitlines() if f"-c {name_of(path)}" in line)
+    return [tree.ROOT / name for name in re.findall(r"-c (\S+)", command)[:-1]]
+
+
+def is_of_grounding(path: Path) -> bool:
+    """Whether a file holds stages of `avcap ground`, which has neither model nor data."""
+    return "detector" in yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def parse(*paths: Path) -> int | str | None:
@@ -69,6 +80,14 @@ def test_a_config_says_what_it_is_for(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_a_config_is_accepted(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if is_of_grounding(path):
+        from avcap_zoo.cli.main import avcap
+
+        arguments = [word for file in (*overlaid(path), path) for word in ("-c", str(file))]
+        assert avcap(["ground", "picture.jpg", *arguments, "--print_config"]) == 0
+        stages = yaml.safe_load(capsys.readouterr().out)
+        assert all(stages[key]["class_path"] for key in ("tagger", "detector", "segmenter", "matcher"))
+        return
     code = parse(*files_before(path), path)
     printed = capsys.readouterr()
     assert code in {0, None}, printed.err

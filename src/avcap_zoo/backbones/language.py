@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
 from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-from avcap_zoo.errors import ConfigError, first_line, hub_error, require_extra
+from avcap_zoo.errors import ConfigError, ShapeError, first_line, hub_error, require_extra
 from avcap_zoo.ops.masking import left_align
 
 _LONGEST_REASON = 120
+_BEFORE_AN_END = ("a", ".", "!", "?", ",", '"', ")", "\n")
 
 
 @dataclass
@@ -30,6 +31,8 @@ class LanguageSettings:
         source: hub id or local folder in transformers format; None = random weights from `config`.
         config: keys of the transformers config, `model_type` among them; used only without `source`.
         tokenizer: hub id or folder; None = that of `source`, or the built-in word pieces without a source.
+        pad_with_end: True pads with the end token where the tokenizer has no padding token, and leaves the vocabulary
+            as it is; False adds a token.
         dtype: dtype of the frozen weights. Trained ones are float32.
         training: `frozen`, `lora` or `full`.
         lora: adapters of mode `lora`.
@@ -41,6 +44,7 @@ class LanguageSettings:
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    pad_with_end: bool = False
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     training: TrainingMode = "lora"
     lora: LoRASettings = field(default_factory=LoRASettings)
@@ -67,6 +71,21 @@ class GenerationSettings:
     repetition_penalty: float = 1.0
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+
+
+@dataclass
+class SamplingSettings:
+    """How tokens are drawn instead of taking the likeliest.
+
+    Args:
+        temperature: divides the logits; above 1 is bolder.
+        top_p: only the likeliest tokens that together have this probability are drawn from.
+        top_k: only so many of the likeliest are drawn from; 0 = all.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 0.9
+    top_k: int = 50
 
 
 @dataclass
@@ -180,6 +199,35 @@ class CausalLanguageModel(nn.Module):
         self._check_room(mask.shape[1])
         return PrefixedText(embeds, mask, labels)
 
+    def interleave(
+        self, ids: Tensor, mask: Tensor, labels: Tensor, foreign: Mapping[int, Tensor], *, last: int | None = None
+    ) -> PrefixedText:
+        """Embed token ids, and put foreign embeddings where negative codes stand.
+
+        Args:
+            ids: (B, L) token ids; a code of `foreign` holds the place of one embedding.
+            mask: (B, L) bool.
+            labels: (B, L), -100 where nothing is predicted.
+            foreign: code to (..., C) embeddings in the model's width, in the order of their places row by row.
+            last: only so many positions at the end of the sequences are kept; None = all.
+
+        Raises:
+            ShapeError: another number of embeddings than places.
+            ConfigError: more positions than the language model has.
+        """
+        embed = self.model.get_input_embeddings()
+        embeds: Tensor = embed(ids.clamp_min(0))
+        for code, tokens in foreign.items():
+            places = ids == code
+            rows = tokens.reshape(-1, tokens.shape[-1])
+            if int(places.sum()) != len(rows):
+                raise ShapeError(f"{len(rows)} foreign embeddings for {int(places.sum())} places")
+            embeds = embeds.masked_scatter(places[..., None], rows.to(embeds.dtype))
+        if last is not None:
+            embeds, mask, labels = embeds[:, -last:], mask[:, -last:], labels[:, -last:]
+        self._check_room(mask.shape[1])
+        return PrefixedText(embeds, mask, labels)
+
     def _check_room(self, num_tokens: int) -> int:
         """Positions of the model that are left behind so many tokens."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -210,13 +258,33 @@ class CausalLanguageModel(nn.Module):
         logits = self.logits(text)[:, :-1][chosen]
         return F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
 
+    def end_sequences(self, end: str) -> tuple[tuple[int, ...], ...]:
+        """Every way in which generated ids may spell `end`: alone, and behind a word or a sign."""
+        found = set()
+        for before in ("", *_BEFORE_AN_END):
+            whole: list[int] = self.tokenizer(before + end, add_special_tokens=False).input_ids
+            head: list[int] = self.tokenizer(before, add_special_tokens=False).input_ids
+            found.add(tuple(whole[shared_length(whole, head) :]))
+        return tuple(sorted(found - {()}))
+
     @torch.no_grad()
-    def generate(self, text: PrefixedText, settings: GenerationSettings) -> Tensor:
+    def generate(
+        self,
+        text: PrefixedText,
+        settings: GenerationSettings,
+        *,
+        sampling: SamplingSettings | None = None,
+        stop: Sequence[Sequence[int]] = (),
+        streamer: Any = None,
+    ) -> Tensor:
         """Continue each sequence until its end token.
 
         Args:
             text: from `wrap` without a caption; masked positions may stand anywhere.
             settings: decoding.
+            sampling: draw tokens; None = greedy or beam search.
+            stop: id sequences that also end a sequence, each row for itself.
+            streamer: of transformers, told every token as it comes; for one sequence and one beam.
 
         Returns:
             (B, T) new token ids, right-padded with the pad token after each end token; T at most max_new_tokens and
@@ -225,7 +293,7 @@ class CausalLanguageModel(nn.Module):
         Raises:
             ConfigError: not a single position is left.
         """
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, StoppingCriteriaList
 
         # generate() wants padding on the left: flip, align, flip back.
         flipped = left_align(text.attention_mask.flip(1), text.inputs_embeds.flip(1))
@@ -234,9 +302,11 @@ class CausalLanguageModel(nn.Module):
         options["min_new_tokens"] = options.pop("min_length")
         room = self._check_room(text.attention_mask.shape[1] + 1) + 1
         options["max_new_tokens"] = min(options["max_new_tokens"], room)
+        if sampling is not None:
+            options |= asdict(sampling)
         config = GenerationConfig(
             **options,
-            do_sample=False,
+            do_sample=sampling is not None,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -244,8 +314,14 @@ class CausalLanguageModel(nn.Module):
         # transformers 4 puts a model's own defaults, such as sampling, in the place of values equal to the class's.
         switch = "use_model_defaults"
         own = {switch: False} if switch in inspect.signature(self.model.generate).parameters else {}
+        criteria = StoppingCriteriaList([lambda ids, scores, **_: ends_with(ids, stop)] if stop else [])
         ids: Tensor = self.model.generate(
-            inputs_embeds=flipped[1].flip(1), attention_mask=flipped[0].flip(1).long(), generation_config=config, **own
+            inputs_embeds=flipped[1].flip(1),
+            attention_mask=flipped[0].flip(1).long(),
+            generation_config=config,
+            stopping_criteria=criteria,
+            streamer=streamer,
+            **own,
         )
         # Beam search fills up with the end token where the pad token's id is 0.
         ends = ids == self.tokenizer.eos_token_id
@@ -255,6 +331,21 @@ class CausalLanguageModel(nn.Module):
         """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def ends_with(ids: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """(B,) bool: whether each row of (B, T) ids ends with one of the sequences."""
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for sequence in sequences:
+        if len(sequence) <= ids.shape[1]:
+            ended |= (ids[:, -len(sequence) :] == torch.tensor(sequence, device=ids.device)).all(dim=1)
+    return ended
+
+
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of ids with which both sequences begin."""
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def _load_tokenizer(settings: LanguageSettings) -> Any:
@@ -271,6 +362,8 @@ def _load_tokenizer(settings: LanguageSettings) -> Any:
             f"model.init_args.language.tokenizer: {name} has no eos token, and captions could not end; "
             f"set eos_token in its tokenizer_config.json, or name another tokenizer"
         )
+    if tokenizer.pad_token_id is None and settings.pad_with_end:
+        tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer

@@ -372,6 +372,7 @@ def _write_report(
     reused: str,
 ) -> None:
     # Only now: torch and all of LAVCap.
+    from avcap_zoo.data_modules.media.limits import MediaLimits
     from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
     from avcap_zoo.tables.clip_views import load_model, look_at_clips
     from avcap_zoo.tables.report import DemoRecord, write_report
@@ -379,7 +380,8 @@ def _write_report(
 
     audio_visual, audio_only = results["audio_visual"], results["audio_only"]
     folder = options.out / "runs" / "audio_visual" / "fit"
-    data = ScenesDataModule(**yaml.safe_load(audio_visual.config)["data"]["init_args"])
+    settings = yaml.safe_load(audio_visual.config)["data"]["init_args"]
+    data = ScenesDataModule(**settings | {"limits": MediaLimits(**settings["limits"])})
     shown = [clip.clip_id for clip in one_of_each_kind(audio_visual, annotations)]
     views = look_at_clips(load_model(folder / "checkpoints" / "best.ckpt"), data, shown)
     write_report(

@@ -42,6 +42,8 @@ TRAINER_VERBS = {
 }
 AVCAP_VERBS = TRAINER_VERBS | {
     "caption": Verb("caption files with a trained system", "avcap_zoo.cli.caption"),
+    "ground": Verb("show where in a picture the things are that a text names", "avcap_zoo.cli.ground"),
+    "chat": Verb("ask about a picture, a sound, or both", "avcap_zoo.cli.chat"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
     "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),

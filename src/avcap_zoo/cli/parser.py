@@ -176,7 +176,7 @@ class CaptionCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            origin = _origin(error)
+            origin = constructor_error(error)
             if origin is error:
                 raise
             if isinstance(origin, ImportError):
@@ -244,7 +244,7 @@ def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI)
         raise ConfigError(_first_lines(error)) from error
 
 
-def _origin(error: BaseException) -> BaseException:
+def constructor_error(error: BaseException) -> BaseException:
     """What a constructor raised, out of jsonargparse's frames around it."""
     frames = ("Does not validate against any of the Union subtypes", "Problem with given class_path")
     while error.__cause__ is not None and str(error).startswith(frames):

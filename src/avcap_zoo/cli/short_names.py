@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SYSTEMS = {
+    "bubogpt": "avcap_zoo.systems.bubogpt.BuboGPT",
     "lavcap": "avcap_zoo.systems.lavcap.LAVCap",
     "zeraucap": "avcap_zoo.systems.zeraucap.ZerAuCap",
     "vlrm": "avcap_zoo.systems.vlrm.VLRM",
@@ -19,11 +20,38 @@ DATA_MODULES = {
     "clotho": "avcap_zoo.data_modules.clotho.ClothoDataModule",
     "coco": "avcap_zoo.data_modules.coco.COCODataModule",
     "images": "avcap_zoo.data_modules.images.ImagesDataModule",
+    "instructions": "avcap_zoo.data_modules.instructions.InstructionsDataModule",
+    "scene_instructions": "avcap_zoo.data_modules.scenes.instructions.SceneInstructionsDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
     "vggss": "avcap_zoo.data_modules.vggss.VGGSSDataModule",
     "wavcaps": "avcap_zoo.data_modules.wavcaps.WavCapsDataModule",
 }
-TABLES = {"model": SYSTEMS, "data": DATA_MODULES}
+# The stages of `avcap ground`.
+TAGGERS = {
+    "ram": "avcap_zoo.systems.bubogpt.tagging.RAMTagger",
+    "clip": "avcap_zoo.systems.bubogpt.tagging.CLIPTagger",
+    "given": "avcap_zoo.systems.bubogpt.tagging.GivenTags",
+}
+DETECTORS = {
+    "grounding-dino": "avcap_zoo.systems.bubogpt.detection.GroundingDino",
+    "groundingdino-py": "avcap_zoo.systems.bubogpt.detection.GroundingDinoPy",
+}
+SEGMENTERS = {
+    "sam": "avcap_zoo.systems.bubogpt.segmentation.SAM",
+    "segment-anything": "avcap_zoo.systems.bubogpt.segmentation.SegmentAnything",
+}
+MATCHERS = {
+    "rules": "avcap_zoo.systems.bubogpt.matching.RuleMatcher",
+    "language-model": "avcap_zoo.systems.bubogpt.matching.LanguageModelMatcher",
+}
+TABLES = {
+    "model": SYSTEMS,
+    "data": DATA_MODULES,
+    "tagger": TAGGERS,
+    "detector": DETECTORS,
+    "segmenter": SEGMENTERS,
+    "matcher": MATCHERS,
+}
 """Key of the configuration -> short name -> dotted path."""
 
 

@@ -43,6 +43,8 @@ class OptimizerSettings:
         warmup_steps: optimizer steps of linear warm-up.
         warmup_epochs: the same in epochs; used when `warmup_steps` is None.
         warmup_start_share: learning rate of the very first step as a share of the peak; None = one step's worth.
+        warmup_restart_steps: a warm-up longer than so many steps begins anew after each so many (released code of
+            MiniGPT-4 and BuboGPT: after each epoch); None = it goes on.
         schedule: after the warm-up: `cosine` or `linear` down to `min_lr_share`, or `constant`.
         decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
@@ -54,6 +56,7 @@ class OptimizerSettings:
     warmup_steps: int | None = None
     warmup_epochs: float = 2.0
     warmup_start_share: float | None = None
+    warmup_restart_steps: int | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay_from: Literal["peak", "start"] = "peak"
     min_lr_share: float = 0.0
@@ -329,9 +332,10 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
         settings: schedule, first and last share.
     """
     if step < warmup:
+        place = step if settings.warmup_restart_steps is None else step % settings.warmup_restart_steps
         if settings.warmup_start_share is None:
-            return (step + 1) / (warmup + 1)
-        return settings.warmup_start_share + (1 - settings.warmup_start_share) * step / warmup
+            return (place + 1) / (warmup + 1)
+        return settings.warmup_start_share + (1 - settings.warmup_start_share) * place / warmup
     if settings.schedule == "constant":
         return 1.0
     first = warmup if settings.decay_from == "peak" else 0

@@ -15,12 +15,14 @@ from avcap_zoo.backbones.language import (
     CausalLanguageModel,
     GenerationSettings,
     LanguageSettings,
+    SamplingSettings,
     built_in_words,
+    ends_with,
     word_piece_tokenizer,
 )
 from avcap_zoo.data_modules.scenes.grammar import split_words, vocabulary
 from avcap_zoo.data_modules.scenes.scene import detailed_caption, sample_scene, still_captions, terse_captions
-from avcap_zoo.errors import ConfigError, MissingExtraError, WeightsError
+from avcap_zoo.errors import ConfigError, MissingExtraError, ShapeError, WeightsError
 
 LLAMA = {
     "model_type": "llama",
@@ -272,6 +274,62 @@ def test_generation_ignores_training_settings_of_the_model(tiny: CausalLanguageM
         assert torch.equal(model.generate(text, settings), expected)
 
 
+def test_every_row_stops_at_a_sequence_of_its_own() -> None:
+    model = language()
+    calls = {"so far": 0}
+
+    def say(module: Any, args: Any, logits: Tensor) -> Tensor:
+        forced = torch.full_like(logits, -9.0)
+        calls["so far"] += 1
+        for row, tokens in enumerate(([50, 51, 52, 53, 54], [52, 51, 50, 51, 52], [60, 61, 62, 63, 64])):
+            forced[row, -1, tokens[calls["so far"] - 1]] = 9.0
+        return forced
+
+    model.model.lm_head.register_forward_hook(say)
+    settings = GenerationSettings(num_beams=1, max_new_tokens=5)
+    ids = model.generate(model.wrap(**inputs(model)), settings, stop=[(51, 52), (99,)])
+    assert ids.tolist() == [[50, 51, 52, 0, 0], [52, 51, 50, 51, 52], [60, 61, 62, 63, 64]]
+    assert ends_with(torch.tensor([[1, 2], [2, 1]]), [(1,), (1, 2, 3)]).tolist() == [False, True]
+
+
+def test_drawn_tokens_follow_the_generator_and_the_settings(tiny: CausalLanguageModel) -> None:
+    text = tiny.wrap(**inputs(tiny))
+    settings = GenerationSettings(num_beams=1, max_new_tokens=6)
+
+    def drawn(seed: int, **sampling: Any) -> Tensor:
+        torch.manual_seed(seed)
+        return tiny.generate(text, settings, sampling=SamplingSettings(**sampling))
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+    assert torch.equal(drawn(0, top_k=1), drawn(1, top_p=1e-6))
+    assert torch.equal(drawn(0, top_k=1), tiny.generate(text, settings))
+
+
+def test_an_end_is_known_in_every_spelling(tiny: CausalLanguageModel) -> None:
+    (sign,) = tiny.tokenizer("#", add_special_tokens=False).input_ids
+    behind = tiny.tokenizer("a#", add_special_tokens=False).input_ids[1]
+    spelled = tiny.end_sequences("##")
+    assert {sequence[0] for sequence in spelled} <= {sign, behind}
+    assert all(len(sequence) == 2 for sequence in spelled)
+    assert tiny.end_sequences("\n") == ()
+
+
+def test_foreign_embeddings_stand_where_their_codes_do(tiny: CausalLanguageModel) -> None:
+    ids = torch.tensor([[5, -1, -1, 6], [-2, 7, -1, 8]])
+    one, two = torch.randn(3, 16), torch.randn(1, 1, 16, requires_grad=True)
+    text = tiny.interleave(ids, ids != 0, ids, {-1: one, -2: two})
+    known = tiny.model.get_input_embeddings()(torch.tensor([5, 6, 7, 8]))
+    assert torch.equal(text.inputs_embeds[0], torch.stack([known[0], one[0], one[1], known[1]]))
+    assert torch.equal(text.inputs_embeds[1], torch.stack([two[0, 0], known[2], one[2], known[3]]))
+    text.inputs_embeds.sum().backward()
+    assert two.grad is not None
+    assert torch.equal(two.grad, torch.ones_like(two))
+    assert torch.equal(tiny.interleave(ids, ids != 0, ids, {-1: one, -2: two}, last=2).labels, ids[:, -2:])
+    with pytest.raises(ShapeError, match="2 foreign embeddings for 3 places"):
+        tiny.interleave(ids, ids != 0, ids, {-1: one[:2], -2: two})
+
+
 # -- building ----------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +352,15 @@ def test_a_tokenizer_without_pad_token_gets_one_and_the_embeddings_grow(tmp_path
     ids, mask = model.token_ids(["a dog barks", "rain"])
     assert ids[~mask].tolist() == [size, size]
     assert torch.isfinite(model.loss(model.wrap(**inputs(model, CAPTIONS))))
+
+
+def test_a_tokenizer_without_pad_token_may_pad_with_its_end(tmp_path: Path) -> None:
+    size = len(word_piece_tokenizer())
+    folder = save_tokenizer(tmp_path, "pad_token")
+    model = language(tokenizer=folder, config={**LLAMA, "vocab_size": size}, pad_with_end=True)
+    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
+    assert model.model.get_input_embeddings().num_embeddings == size
+    assert language(pad_with_end=True).tokenizer.pad_token == "<pad>"
 
 
 def test_a_tokenizer_without_end_token_is_refused(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ class EVA(nn.Module):
                 hidden_act="gelu",
                 layer_norm_eps=1e-6,
                 qkv_bias=True,
+                initializer_range=0.02,  # transformers' 1e-10 makes all pictures one before there are weights
             )
         )
         self.model.post_layernorm = _Float32LayerNorm(settings.embed_dim, eps=1e-5)
