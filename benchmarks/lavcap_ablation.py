@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs=2, default=(400, 400), help="of the two regimes")
+    parser.add_argument("--steps", type=int, nargs=2, default=(500, 500), help="of the two regimes")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
     options = parser.parse_args()
     torch.set_num_threads(1)
