@@ -209,8 +209,8 @@ class _Search:
 
     def _check_complete(self, merged: Located) -> None:
         """What must be given and is not."""
-        for key, table in TABLES.items():
-            value = merged.get(key)
+        for key in self.bases:
+            table, value = TABLES[key], merged.get(key)
             if value is None:
                 self.found.append(
                     f"no {key} given, wanted {key}: in a -c file, or --{key} with one of {', '.join(sorted(table))}"
