@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avcap_zoo.cli.main import check_arguments
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,8 +76,8 @@ def _restore(system: System, path: Path) -> None:
     system.load_state_dict(content["state_dict"], strict=False)
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog=PROG,
         description="Compute what the frozen encoder of a configuration makes of every clip, and keep it. Takes the "
         "options of `fit` beside its own; may be started again after a kill, and in several processes with --shard.",

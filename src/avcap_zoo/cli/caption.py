@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avcap_zoo.cli.config_files import read_config
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -190,8 +189,8 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap caption",
         description="Caption files with a trained system. Its settings come from the checkpoint. Started again with "
         "the same --out, it goes on where it stopped.",

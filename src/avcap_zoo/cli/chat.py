@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avcap_zoo.cli.config_files import read_config
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import AvcapError
 
 if TYPE_CHECKING:
@@ -160,8 +159,8 @@ def talk(chat: Chat) -> int:
             print(f"avcap chat: {error}", file=sys.stderr)
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap chat",
         description="Ask about pictures and sounds. Without a question, questions are read line by line: " + HELP + ".",
         allow_abbrev=False,

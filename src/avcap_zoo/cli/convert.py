@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avcap_zoo.cli.scenes import ScenesParser
 from avcap_zoo.cli.short_names import SYSTEMS, dotted_path
-from avcap_zoo.cli.usage import CommandLineError, suggestion
+from avcap_zoo.cli.usage import CommandLineError, VerbParser, suggestion
 
 if TYPE_CHECKING:
     from avcap_zoo.systems.base import System
@@ -171,8 +170,8 @@ def _conversion(name: str) -> Conversion:
     return conversion
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap convert",
         description="Turn an official checkpoint into one that fits a configuration here, or back. Every name and "
         "shape must fit; what does not is listed at once. The backbones that the configuration names are loaded.",

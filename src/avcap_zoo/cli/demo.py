@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ def parse_options(arguments: Sequence[str]) -> DemoOptions:
     Raises:
         CommandLineError: an option is unknown or out of range.
     """
-    parser = ScenesParser(
+    parser = VerbParser(
         prog="avcap demo",
         description="Make small scenes with sound and pictures, train LAVCap on them with and without the pictures, "
         "caption clips that it never saw, and write a report. Nothing is downloaded. A second demo in the same folder "

@@ -14,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from avcap_zoo.cli.config_files import read_config
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError, suggestion
+from avcap_zoo.cli.usage import CommandLineError, VerbParser, suggestion
 from avcap_zoo.cli.versions import version_lines
 from avcap_zoo.errors import DataError, first_line
 
@@ -96,7 +95,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     return options, settings
 
 
-def _divide(words: list[str], parser: ScenesParser) -> tuple[list[str], list[str]]:
+def _divide(words: list[str], parser: VerbParser) -> tuple[list[str], list[str]]:
     """The words of the command itself, and those of the stages: `-c FILE` and `--detector.box_threshold 0.3`."""
     known = {option for action in parser._actions for option in action.option_strings}
     own: list[str] = []
@@ -126,8 +125,8 @@ def _divide(words: list[str], parser: ScenesParser) -> tuple[list[str], list[str
     return own, settings
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap ground",
         description="Find the things that a text names in its picture: spans of the text, boxes and masks. Without -c "
         "the models are the published ones.",

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from avcap_zoo.cli.scenes import ScenesParser
-from avcap_zoo.cli.usage import CommandLineError
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 
 DATA_SETS = ("audiocaps", "vggss", "clotho", "coco")
 
@@ -53,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap prepare",
         description="Bring downloaded media into the layout that a data module reads: cut to the clips, sound as mono "
         "wav, videos as frames. Reads the official annotations, downloads nothing, and may be started again after a "

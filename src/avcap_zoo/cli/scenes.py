@@ -5,38 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from avcap_zoo.cli.usage import CommandLineError, suggestion
+from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import ConfigError
 
 FORMATS = ("audiocaps", "clotho", "vggss", "coco")
 VALIDATION_SHARE = 0.05
 TEST_SHARE = 0.15
-
-
-class ScenesParser(argparse.ArgumentParser):
-    """argparse that raises instead of printing its usage, and looks at unknown options before missing ones."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse in one line.
-
-        Raises:
-            CommandLineError: always.
-        """
-        raise CommandLineError(message)
-
-    def check_options(self, arguments: Sequence[str]) -> None:
-        """Refuse an option that does not exist.
-
-        Raises:
-            CommandLineError: names the option that was probably meant.
-        """
-        known = {option for action in self._actions for option in action.option_strings}
-        for word in arguments:
-            option = word.partition("=")[0]
-            if option.startswith("--") and option not in known:
-                raise CommandLineError(f"no option {option}{suggestion(option, known)}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,8 +60,8 @@ def split_counts(num_clips: int) -> dict[str, int]:
     return {"train": num_clips - num_val - num_test, "val": num_val, "test": num_test}
 
 
-def _parser() -> ScenesParser:
-    parser = ScenesParser(
+def _parser() -> VerbParser:
+    parser = VerbParser(
         prog="avcap scenes",
         description="Generate small scenes with picture, sound, captions, events and boxes. The same seed gives the "
         "same files; nothing is downloaded.",

@@ -1,9 +1,11 @@
-"""What the command line says to a user who mistyped: one error type, and the close match."""
+"""What the command line says to a user who mistyped: one error type, the close match, and a parser in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from avcap_zoo.errors import ConfigError
 
@@ -29,3 +31,27 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if names and len(names) <= 12:
         return f"; known: {', '.join(names)}"
     return ""
+
+
+class VerbParser(argparse.ArgumentParser):
+    """argparse for one verb: raises instead of printing its usage, and looks at unknown options before missing ones."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse in one line.
+
+        Raises:
+            CommandLineError: always.
+        """
+        raise CommandLineError(message)
+
+    def check_options(self, arguments: Sequence[str]) -> None:
+        """Refuse an option that does not exist.
+
+        Raises:
+            CommandLineError: names the option that was probably meant.
+        """
+        known = {option for action in self._actions for option in action.option_strings}
+        for word in arguments:
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                raise CommandLineError(f"no option {option}{suggestion(option, known)}")
