@@ -8,26 +8,26 @@ from typing import Any
 
 from avcap_zoo.batch import Split
 from avcap_zoo.data_modules.audiocaps import AudioCapsDataModule
-from avcap_zoo.data_modules.base import SplitIndex
+from avcap_zoo.data_modules.base import CaptionDataModule, SplitIndex
 from avcap_zoo.data_modules.coco import COCODataModule
 from avcap_zoo.data_modules.scenes.export import generate_scenes
 from avcap_zoo.errors import DataError, first_line
 
 
-class ScenesDataModule(AudioCapsDataModule):
-    """Procedural clips in AudioCaps' files, with labelled sounds and boxes beside the captions.
+class GeneratedDataModule(CaptionDataModule):
+    """A data set that is generated where it is not there yet; a subclass reads one of its formats.
 
     Args:
-        root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/scenes`.
-        num_train: training clips.
-        num_val: validation clips.
-        num_test: test clips, of which no setting ever sees one before `test`.
+        root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/<name>`.
+        num_train: training items.
+        num_val: validation items.
+        num_test: test items, of which no setting ever sees one before `test`.
         scene_seed: of the generator.
         scene_size_px: side of the generated pictures.
-        options: see `AudioCapsDataModule` and `CaptionDataModule`.
+        options: of the data module that reads the format, and of `CaptionDataModule`.
     """
 
-    name = "scenes"
+    scene_format: str
 
     def __init__(
         self,
@@ -45,18 +45,28 @@ class ScenesDataModule(AudioCapsDataModule):
         self.scene_seed = scene_seed
         self.scene_size_px = scene_size_px
         self.scenes_root = self.root
-        self.root = self.scenes_root / "audiocaps"
+        self.root = self.scenes_root / self.scene_format
 
     def prepare_data(self) -> None:
         """Generate what is not there yet, then check the folder."""
         generate_scenes(
             self.scenes_root,
             counts=self.counts,
-            formats=("audiocaps",),
+            formats=(self.scene_format,),
             seed=self.scene_seed,
             image_size_px=self.scene_size_px,
         )
         super().prepare_data()
+
+
+class ScenesDataModule(GeneratedDataModule, AudioCapsDataModule):
+    """Procedural clips in AudioCaps' files, with labelled sounds and boxes beside the captions.
+
+    Arguments: see `GeneratedDataModule`, `AudioCapsDataModule` and `CaptionDataModule`.
+    """
+
+    name = "scenes"
+    scene_format = "audiocaps"
 
     def read_split(self, split: Split) -> SplitIndex:
         """Read the split like AudioCaps, and add what was heard and seen when."""
@@ -76,52 +86,16 @@ class ScenesDataModule(AudioCapsDataModule):
         return index
 
 
-class ScenePicturesDataModule(COCODataModule):
+class ScenePicturesDataModule(GeneratedDataModule, COCODataModule):
     """Still pictures of the scenes with captions of what is seen, in COCO's files.
 
     Each picture has five captions. The last and longest tells object, colour and place of everything and the
-    background; the others leave most of that out.
-
-    Args:
-        root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/scene_pictures`.
-        num_train: training pictures.
-        num_val: validation pictures.
-        num_test: test pictures.
-        scene_seed: of the generator.
-        scene_size_px: side of the generated pictures.
-        options: see `COCODataModule` and `CaptionDataModule`.
+    background; the others leave most of that out. Arguments: see `GeneratedDataModule`, `COCODataModule` and
+    `CaptionDataModule`.
     """
 
     name = "scene_pictures"
-
-    def __init__(
-        self,
-        root: str | None = None,
-        *,
-        num_train: int = 2000,
-        num_val: int = 100,
-        num_test: int = 300,
-        scene_seed: int = 0,
-        scene_size_px: int = 64,
-        **options: Any,
-    ) -> None:
-        super().__init__(root, **options)
-        self.counts: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
-        self.scene_seed = scene_seed
-        self.scene_size_px = scene_size_px
-        self.scenes_root = self.root
-        self.root = self.scenes_root / "coco"
-
-    def prepare_data(self) -> None:
-        """Generate what is not there yet, then check the folder."""
-        generate_scenes(
-            self.scenes_root,
-            counts=self.counts,
-            formats=("coco",),
-            seed=self.scene_seed,
-            image_size_px=self.scene_size_px,
-        )
-        super().prepare_data()
+    scene_format = "coco"
 
 
 def _annotations(path: Path, split: Split) -> dict[str, dict[str, Any]]:
