@@ -30,7 +30,7 @@ class PrepareBackbones(PrepareParts):
     """Before the first stage from nothing: teach the encoders what is heard and seen, the language model to answer.
 
     The audio tower learns sounds, the image encoder and its Q-Former objects, and the language model dialogues in
-    which picture and sound are told in words. The Q-Former of sound stays random, as published, and so do the projections.
+    which picture and sound are told in words. The Q-Former of sound stays random, as published, and so do projections.
 
     Args:
         audio_steps: optimizer steps on the sounds that are heard in clips; 0 = leave the tower as it is.
