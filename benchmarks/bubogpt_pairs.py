@@ -3,9 +3,10 @@
     python -m benchmarks.bubogpt_pairs --out runs/pairs
 
 For each seed one stage 1, then two stages 2 from its checkpoint, with negative pairs and without. Both answer "Are the
-audio and image related to each other? What are they?" about the same 200 pairs of scenes that nothing was trained or
-chosen on, 100 of one scene and 100 of two that cannot belong together. A run that is in the folder already is not run
-again. Prints the table as Markdown and writes it to `table.md`.
+audio and image related to each other? What are they?" about the same 200 pairs of scenes from a generator seed of their
+own, on which nothing was trained or chosen: 100 of one scene and 100 of two that cannot belong together. The seeds are
+of the stages; they share one preparation. A run that is in the folder already is not run again. Prints the table as
+Markdown and writes it to `table.md`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from avcap_zoo.data_modules.scenes.instructions import HEARD, RELATED, words_in
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tiny"
 WITHOUT = Path(__file__).resolve().parents[1] / "configs" / "tables" / "bubogpt" / "tiny_without_negatives.yaml"
 ROWS: dict[str, list[str]] = {"with negatives": [], "without": ["-c", str(WITHOUT)]}
+UNSEEN = ["--data.init_args.scene_seed", "7", "--data.init_args.num_train", "8", "--data.init_args.num_val", "8"]
 COLUMNS = {
     "verdict": "right verdict",
     "together": "called related",
@@ -70,7 +72,15 @@ def run(words: list[str], folder: Path, seed: int, scenes: Path) -> None:
 
 
 def run_seed(seed: int, out: Path) -> dict[str, dict[str, float]]:
-    """Train and test both rows of a seed, or read what an earlier run left."""
+    """Train and test both rows of a seed, or read what an earlier run left.
+
+    Args:
+        seed: of both stages.
+        out: folder of everything.
+
+    Returns:
+        By row what `judge` found.
+    """
     scenes, first = out / "scenes", out / f"stage1-{seed}"
     started = first / "checkpoints" / "last.ckpt"
     if not started.is_file():
@@ -82,9 +92,10 @@ def run_seed(seed: int, out: Path) -> dict[str, dict[str, float]]:
         weights = folder / "checkpoints" / "last.ckpt"
         if not weights.is_file():
             run(["fit", *config], folder, seed, scenes)
-        answers = folder / "test" / "test_captions.jsonl"
+        answers = folder / "unseen" / "test_captions.jsonl"
         if not answers.is_file():
-            run(["test", *config, "--ckpt_path", str(weights)], folder / "test", seed, scenes)
+            words = ["test", *config, *UNSEEN, "--ckpt_path", str(weights)]
+            run(words, folder / "unseen", seed, out / "scenes-unseen")
         results[row] = judge([json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()])
     return results
 
