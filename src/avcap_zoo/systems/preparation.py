@@ -89,14 +89,13 @@ class PrepareParts(Callback):
             raise ConfigError(f"{type(self).__name__} needs a data module of this package, found {type(data).__name__}")
         if pl_module.prepared:
             return
-        self_made = set(getattr(pl_module.model, "self_made", ()))
-        wanted = {n: lessons[n] for n, steps in self.steps.items() if steps and self_made.issuperset(lessons[n].parts)}
-        for name, lesson in wanted.items():
-            if trainer.is_global_zero:
-                self._prepare_or_load(name, lesson, pl_module, data)
-            for part in lesson.parts:
-                for tensor in pl_module.model.get_submodule(part).state_dict().values():
-                    tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
+        self_made: list[str] = getattr(pl_module.model, "self_made", [])
+        for name, steps in self.steps.items():
+            if steps and trainer.is_global_zero and set(self_made).issuperset(lessons[name].parts):
+                self._prepare_or_load(name, lessons[name], pl_module, data)
+        for part in self_made:
+            for tensor in pl_module.model.get_submodule(part).state_dict().values():
+                tensor.copy_(trainer.strategy.broadcast(tensor.cpu()))
 
     def folder(self, data: ClipSource) -> Path:
         """Where results of these data are kept."""
