@@ -76,13 +76,36 @@ class MeteorProcess:
         Raises:
             JavaError: the program died, took too long or answered with something that is not a number.
         """
+        return self.evaluate(self.count(candidates, references))
+
+    def count(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[float]]:
+        """What METEOR counts in each clip (words, matches, chunks ...); arguments and errors as in `score`.
+
+        The counts of a corpus are the sums of those of its clips.
+        """
+        counts = []
         with self._lock:
-            statistics = []
             for candidate, own_references in zip(candidates, references, strict=True):
                 parts = ["SCORE", *map(_one_field, own_references), _one_field(candidate)]
-                statistics.append(self._ask(f" {_SEPARATOR} ".join(parts), num_answers=1)[0])
-                self._numbers(statistics[-1].split())
-            answers = self._ask(f" {_SEPARATOR} ".join(["EVAL", *statistics]), num_answers=len(statistics) + 1)
+                (answer,) = self._ask(f" {_SEPARATOR} ".join(parts), num_answers=1)
+                counts.append(self._numbers(answer.split()))
+        return counts
+
+    def evaluate(self, counts: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+        """Scores from counts; rows may be those of `count`, or sums of some of them.
+
+        Args:
+            counts: B rows.
+
+        Returns:
+            The score of the sum of all rows, and B scores, all in [0, 1].
+
+        Raises:
+            JavaError: as in `score`.
+        """
+        rows = [" ".join(repr(float(number)) for number in row) for row in counts]
+        with self._lock:
+            answers = self._ask(f" {_SEPARATOR} ".join(["EVAL", *rows]), num_answers=len(rows) + 1)
             scores = self._numbers(answers)
         return scores[-1], scores[:-1]
 
