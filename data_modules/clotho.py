@@ -80,7 +80,7 @@ class ClothoDataModule(CaptionDataModule):
         if path.suffix == ".json":
             clips = read_sound_list(path, items_of(path, read_json(path, hint="put it there")), index, str)
         else:
-            clips = _read_captions(path, index)
+            clips = read_captions(path, index)
         durations_s = self._read_durations(path, part, index)
         files = ClipFiles(
             self.root,
@@ -135,8 +135,12 @@ class ClothoDataModule(CaptionDataModule):
         return found
 
 
-def _read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
-    """Clips of a captions file by clip id, in file order."""
+def read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
+    """Clips of a captions file by clip id, in file order.
+
+    Raises:
+        DataError: no such file, wrong columns, or names that lead elsewhere.
+    """
     problems = Problems(path)
     part = path.stem.rpartition("_")[2]
     hint = f"Clotho publishes clotho_captions_{part}.csv, put it there"

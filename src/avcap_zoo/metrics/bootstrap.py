@@ -165,9 +165,7 @@ def _drawn_sums(values: Floats, num_draws: int, seed: int) -> Floats:
     """(D, K) sums over N rows drawn with replacement, D times."""
     rng = np.random.default_rng(seed)
     count = len(values)
-    return np.stack(
-        [np.bincount(rng.integers(count, size=count), minlength=count) @ values for _ in range(num_draws)]
-    )
+    return np.stack([np.bincount(rng.integers(count, size=count), minlength=count) @ values for _ in range(num_draws)])
 
 
 def _exchanged_sums(values: Floats, num_draws: int, seed: int) -> Floats:

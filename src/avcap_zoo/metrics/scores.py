@@ -8,8 +8,8 @@ remedy in `missing`; it is never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -144,6 +144,21 @@ def score_captions(
         row.clip_id: {name: values[index] for name, values in scores.clips.items()} for index, row in enumerate(merged)
     }
     return CaptionReport(scores.corpus, per_clip, scores.missing, used, tuple(notes), scores.counts)
+
+
+def with_scores(report: CaptionReport, scores: Mapping[str, Sequence[float]]) -> CaptionReport:
+    """A report with further scores of its clips; that of the corpus is their mean.
+
+    Args:
+        report: from `score_captions`.
+        scores: by name, one for each clip in the order of `per_clip`; NaN where there is none.
+    """
+    corpus = {name: mean_without_nan(values) for name, values in scores.items()}
+    clips = {
+        clip_id: {**own, **{name: float(values[index]) for name, values in scores.items()}}
+        for index, (clip_id, own) in enumerate(report.per_clip.items())
+    }
+    return replace(report, corpus=report.corpus | corpus, per_clip=clips)
 
 
 def check_choices(metrics: Sequence[str], tokenizer: str) -> tuple[str, ...]:
