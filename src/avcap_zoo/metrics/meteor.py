@@ -18,6 +18,8 @@ from typing import IO
 from avcap_zoo.metrics.java import LOCALE_FLAGS, JavaError, jar_folder, last_lines
 
 _SEPARATOR = "|||"
+# Where the counts of a clip have its words (candidate, reference), the chunks, and the words that match (both).
+_LENGTHS, _CHUNKS, _MATCHES = slice(0, 2), 20, slice(21, 23)
 
 
 class MeteorProcess:
@@ -81,14 +83,18 @@ class MeteorProcess:
     def count(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[float]]:
         """What METEOR counts in each clip (words, matches, chunks ...); arguments and errors as in `score`.
 
-        The counts of a corpus are the sums of those of its clips.
+        The counts of a corpus are the sums of those of its clips. Where all words match in one chunk, METEOR adds no
+        chunk to the corpus; the row says none then, which is the same to the clip's own score.
         """
         counts = []
         with self._lock:
             for candidate, own_references in zip(candidates, references, strict=True):
                 parts = ["SCORE", *map(_one_field, own_references), _one_field(candidate)]
                 (answer,) = self._ask(f" {_SEPARATOR} ".join(parts), num_answers=1)
-                counts.append(self._numbers(answer.split()))
+                row = self._numbers(answer.split())
+                if row[_CHUNKS : _CHUNKS + 1] == [1.0] and row[_LENGTHS] == row[_MATCHES]:
+                    row[_CHUNKS] = 0.0
+                counts.append(row)
         return counts
 
     def evaluate(self, counts: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
