@@ -49,9 +49,13 @@ def test_numbers_are_ids_and_candidates_may_be_several(tmp_path: Path) -> None:
     [
         ("p.txt", "a dog", "ends in .txt, wanted .json, .jsonl or .csv: JSON lines or CSV with id and caption"),
         ("p.jsonl", "", "holds no rows"),
-        ("p.jsonl", '{"id": "a", "caption": "x"}\n{"id": "b"', "line 2: '{\"id\": \"b\"' is no JSON object"),
+        ("p.jsonl", '{"id": "a", "caption": "x"}\n{"id": "b"', 'line 2: \'{"id": "b"\' is no JSON object'),
         ("p.jsonl", '{"caption": "x"}', "line 1: no id: found caption, wanted one of id, image_id"),
-        ("p.jsonl", '{"id": "a", "text": "x"}', "line 1: no caption: found id, text, wanted one of candidates, caption"),
+        (
+            "p.jsonl",
+            '{"id": "a", "text": "x"}',
+            "line 1: no caption: found id, text, wanted one of candidates, caption",
+        ),
         ("p.jsonl", '{"id": true, "caption": "x"}', "line 1: id True is no id"),
         ("p.jsonl", '{"id": "a", "caption": null}', "line 1: caption None is no text"),
         ("p.jsonl", '{"id": "a", "candidates": []}', "line 1: id 'a' has an empty list of captions"),
