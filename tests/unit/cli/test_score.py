@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from avcap_zoo.cli.main import avcap
+from avcap_zoo.data_modules.caption_files import read_references
 from avcap_zoo.metrics.java import find_java, jar_folder
 from tests.unit.cli.running import Outcome, call
+from tests.unit.metrics import judges
 from tests.unit.metrics.clips import CANDIDATES, IDS, REFERENCES
 
 FAST = ("--metrics", "bleu", "rouge_l", "cider", "--tokenizer", "python")
@@ -244,6 +247,11 @@ def test_without_java_what_is_missing_is_named_and_never_zero(
         (["a.json", "refs.json", "--compair", "b.json"], "no option --compair; did you mean --compare?"),
         (["a.json", "refs.json", "--draws", "5"], "--draws is 5, wanted 0 for no intervals, or 100 and more"),
         (["a.json", "refs.json", "--worst", "-1"], "--worst is -1, wanted at least 0"),
+        (["a.json", "refs.json", "--clip", "x"], "clip_score needs --pictures: the folder with the pictures"),
+        (["a.json", "refs.json", "--metrics", "clip_score"], "clip_score needs --clip and --pictures: hf download"),
+        (["a.json", "refs.json", "--metrics", "fense"], "fense needs --sentence_encoder and --error_detector: hf"),
+        (["a.json", "refs.json", "--sentence_encoder", "x"], "fense needs --error_detector: hf download google-bert"),
+        (["--human", "refs.json", "--clip", "x"], "--human scores the references alone and takes no --clip"),
         (["a.json", "refs.json", "--per_clip", "x.txt"], "--per_clip x.txt must end in .jsonl or .csv"),
     ],
 )
@@ -269,3 +277,57 @@ def test_files_that_cannot_be_used(words: list[str], said: str, capsys: pytest.C
     outcome = _score(capsys, *words, *FAST)
     assert outcome.code == 1
     assert outcome.err.startswith(f"avcap score: {said}")
+
+
+def test_scores_of_models_stand_in_the_table_with_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    judges.write_sentence_encoder(Path("sentence"))
+    judges.write_error_detector(Path("detector"))
+    judges.write_transformers_clip(Path("clip"))
+    Path("pictures/deep").mkdir(parents=True)
+    for number, name in enumerate(IDS):
+        Image.new("RGB", (20, 30), (60 * number, 20, 90)).save(f"pictures/deep/{name}.png")
+    models = ("--sentence_encoder", "sentence", "--error_detector", "detector", "--clip", "clip")
+    words = ("a.json", "refs.json", *FAST, *models, "--pictures", "pictures")
+    outcome = _score(capsys, *words)
+    assert outcome.code == 0, outcome.err
+    assert "FENSE: 100%" not in outcome.out  # progress goes to standard error, and only to a terminal
+    titles = list(_rows(outcome.out))
+    assert titles[-5:] == ["FENSE", "Sentence-BERT", "fluency", "CLIPScore", "RefCLIPScore"]
+    summary = _summary(capsys, *words, "--compare", "b.json")
+    first, second = summary["predictions"]
+    assert first["intervals"]["fense"]["low"] < first["scores"]["fense"] < first["intervals"]["fense"]["high"]
+    difference = summary["differences"]["clip_score"]["value"]
+    assert difference == pytest.approx(second["scores"]["clip_score"] - first["scores"]["clip_score"])
+    Path("pictures/deep/clip2.png").unlink()
+    outcome = _score(capsys, *words)
+    assert outcome.code == 1
+    assert outcome.err.startswith("avcap score: pictures has no picture (")
+    assert outcome.err.endswith("of 1 of 4 clips: clip2\n")
+
+
+def test_pictures_of_coco_are_found_by_the_names_in_its_annotations(tmp_path: Path) -> None:
+    _write(
+        "coco.json",
+        {
+            "images": [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}],
+            "annotations": [{"image_id": 42, "caption": "a dog"}],
+        },
+    )
+    Path("pictures").mkdir()
+    Image.new("RGB", (4, 4)).save("pictures/COCO_val2014_000000000042.jpg")
+    references = read_references(Path("coco.json"))
+    found = references.find_pictures(Path("pictures"), ["42"])
+    assert Path(found["42"]).name == "COCO_val2014_000000000042.jpg"
+    assert references.find("val2014/COCO_val2014_000000000042.jpg") == "42"
+
+
+def test_several_candidates_per_clip(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _write("several.json", {key: [text, "rain"] for key, text in CAPTIONS.items()})
+    monkeypatch.setattr("avcap_zoo.metrics.scores.find_corenlp", lambda _: None)
+    outcome = _score(capsys, "several.json", "refs.json", *FAST)
+    assert _rows(outcome.out)["CIDEr-D"][0] == "235.47"  # of the first ones
+    monkeypatch.setattr("avcap_zoo.metrics.scores.find_java", lambda _: None)
+    outcome = _score(capsys, "several.json", "refs.json", "--tokenizer", "python")
+    assert _rows(outcome.out)["SPIDEr-max"] == ["-"]
+    outcome = _score(capsys, "a.json", "refs.json", "--metrics", "spider_max", "--tokenizer", "python")
+    assert outcome.err.startswith("avcap score: spider_max needs several candidates per clip, found one for each")
