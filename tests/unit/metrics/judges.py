@@ -30,9 +30,9 @@ def _tokenizer() -> Any:
 
     names = ["[PAD]", "[UNK]", "[BEGIN]", "[END]", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[BEGIN] $A [END]", special_tokens=[("[BEGIN]", 2), ("[END]", 3)]
     )
     return PreTrainedTokenizerFast(
@@ -65,17 +65,17 @@ def write_sentence_encoder(folder: Path) -> BertModel:
     return model
 
 
-def write_error_detector(folder: Path) -> nn.Module:
+def write_error_detector(folder: Path) -> tuple[BertModel, nn.Linear]:
     """As FENSE publishes one: a checkpoint with the names of an older transformers, beside the encoder's config."""
     torch.manual_seed(2)
-    whole = nn.Module()
-    whole.encoder, whole.clf = _bert(), nn.Linear(16, 6)
-    nn.init.normal_(whole.clf.weight, std=3.0)
-    whole.encoder.config.save_pretrained(folder)
+    encoder, head = _bert(), nn.Linear(16, 6)
+    nn.init.normal_(head.weight, std=3.0)
+    encoder.config.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
+    whole = nn.ModuleDict({"encoder": encoder, "clf": head}).eval()
     tensors = {**whole.state_dict(), "encoder.embeddings.position_ids": torch.arange(64)[None]}
     torch.save({"model_type": "bert", "num_classes": 6, "state_dict": tensors}, folder / "echecker.ckpt")
-    return whole.eval()
+    return encoder, head
 
 
 def write_transformers_clip(folder: Path) -> CLIPModel:

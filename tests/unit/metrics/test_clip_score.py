@@ -49,7 +49,7 @@ def test_the_formula_by_hand(tmp_path: Path, write: Callable[[Path], Any]) -> No
 
 def _image_vector(built: Any, picture: Tensor) -> Tensor:
     if isinstance(built, ContrastModel):
-        return built(picture, ["a"])[0][0]
+        return built.embed_images(picture)[0]
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     pixels = (picture.float() / 255 - mean) / std
@@ -61,7 +61,7 @@ def _image_vector(built: Any, picture: Tensor) -> Tensor:
 def _text_vector(built: Any, text: str) -> Tensor:
     whole = f"A photo depicts {text}"
     if isinstance(built, ContrastModel):
-        return built(PICTURES[:1], [whole])[1][0]
+        return built.embed_texts([whole])[0]
     words = whole.lower().split()
     ids = torch.tensor([[2, *(4 + judges.WORDS.index(word) for word in words), 3]])
     found = built.get_text_features(input_ids=ids)

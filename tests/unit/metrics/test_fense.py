@@ -11,12 +11,15 @@ from avcap_zoo.errors import WeightsError
 from avcap_zoo.metrics.fense import ErrorDetector, SentenceEncoder, num_texts, score_fense
 from tests.unit.metrics import judges
 
+Judges = tuple[Path, Path, BertModel, tuple[BertModel, nn.Linear]]
+"""Folders of both models, and the models that were written there."""
+
 CANDIDATES = ["a dog is barking", "a man speaks", "rain falls and rain falls", ""]
 REFERENCES = [["a dog barking", "rain and a dog"], ["a man speaks"], ["birds", "rain", "a door closes"], ["birds"]]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, BertModel, nn.Module]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Judges:
     root = tmp_path_factory.mktemp("judges")
     sentence, detector = root / "sentence", root / "detector"
     return sentence, detector, judges.write_sentence_encoder(sentence), judges.write_error_detector(detector)
@@ -29,21 +32,22 @@ def _ids(texts: str, longest: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_the_formula_by_hand(folders: tuple[Path, Path, BertModel, nn.Module]) -> None:
+def test_the_formula_by_hand(folders: Judges) -> None:
     """Each text alone through the models as they were built, against batches through those that were loaded."""
-    sentence, detector, bert, whole = folders
+    sentence, detector, bert, (encoder, head) = folders
     loaded = SentenceEncoder.load(sentence), ErrorDetector.load(detector)
     progress: list[int] = []
     scores = score_fense(CANDIDATES, REFERENCES, *loaded, progress.append)
 
     def vector(text: str) -> torch.Tensor:
         mean = bert(input_ids=_ids(text, 8)).last_hidden_state[0].mean(dim=0)
-        return mean / mean.norm()
+        unit: torch.Tensor = mean / mean.norm()
+        return unit
 
     errors = []
     for index in range(3):
-        hidden = whole.encoder(input_ids=_ids(CANDIDATES[index], 64)).last_hidden_state  # type: ignore[operator, union-attr]
-        error = float(torch.sigmoid(whole.clf(hidden[0, 0])[-1])) > 0.9  # type: ignore[operator]
+        hidden = encoder(input_ids=_ids(CANDIDATES[index], 64)).last_hidden_state
+        error = float(torch.sigmoid(head(hidden[0, 0])[-1])) > 0.9
         similarity = sum(float(vector(CANDIDATES[index]) @ vector(text)) for text in REFERENCES[index])
         similarity /= len(REFERENCES[index])
         assert scores["sbert_sim"][index] == pytest.approx(similarity, abs=1e-5)
@@ -56,7 +60,7 @@ def test_the_formula_by_hand(folders: tuple[Path, Path, BertModel, nn.Module]) -
     assert sum(progress) == num_texts(CANDIDATES, REFERENCES)
 
 
-def test_the_detector_sees_neither_case_nor_punctuation(folders: tuple[Path, Path, BertModel, nn.Module]) -> None:
+def test_the_detector_sees_neither_case_nor_punctuation(folders: Judges) -> None:
     detector = ErrorDetector.load(folders[1])
     plain, shouted = detector(["a dog is barking", "A dog, is BARKING!"])
     assert plain == shouted
