@@ -9,7 +9,6 @@ Source: BuboGPT (arXiv 2307.08581), section 4: VGGSS by "a group of fixed templa
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from avcap_zoo.data_modules.annotations import Problems
 from avcap_zoo.data_modules.clotho import PARTS, ClothoDataModule
+from avcap_zoo.data_modules.files import json_bytes, write_error, write_file
 from avcap_zoo.data_modules.instructions import SOURCE_SENTENCES
 from avcap_zoo.data_modules.records import SplitIndex
 from avcap_zoo.data_modules.vggss import read_vggss
@@ -103,7 +103,7 @@ def write_questions(path: Path, captions: Mapping[str, Sequence[str]]) -> None:
         json.dumps({"id": clip_id, "messages": description_question(texts)}, ensure_ascii=False)
         for clip_id, texts in captions.items()
     )
-    _write(path, "".join(f"{line}\n" for line in lines))
+    write_file(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_answers(path: Path, known: Iterable[str], *, by: str | None = None) -> dict[str, str]:
@@ -171,7 +171,8 @@ class AnswerFile:
     def __init__(self, path: Path, known: Iterable[str], by: str) -> None:
         self.path, self.by = path, by
         self.answers = read_answers(path, known, by=by) if path.exists() else {}
-        _write(path, "".join(map(self._line, self.answers, self.answers.values())))  # without a line cut short
+        lines = map(self._line, self.answers, self.answers.values())
+        write_file(path, "".join(lines).encode())  # without a line cut short
 
     def add(self, answers: Mapping[str, str]) -> None:
         """Keep further answers; empty ones are asked for again next time.
@@ -185,7 +186,7 @@ class AnswerFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(map(self._line, kept, kept.values()))
         except OSError as error:
-            raise DataError(f"{self.path} cannot be written: {error.strerror}") from error
+            raise write_error(self.path, error) from error
         self.answers |= kept
 
     def _line(self, clip_id: str, answer: str) -> str:
@@ -203,15 +204,4 @@ def write_annotations(path: Path, entries: Sequence[Mapping[str, str]]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    _write(path, json.dumps({"annotations": list(entries)}, ensure_ascii=False, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(text, encoding="utf-8")
-        staging.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+    write_file(path, json_bytes({"annotations": list(entries)}))
