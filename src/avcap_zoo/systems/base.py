@@ -148,7 +148,7 @@ class System(LightningModule):
     def on_train_start(self) -> None:
         """Restore the random states of a resumed run; start the clock."""
         if self._rng_states is not None:
-            _set_rng_states(self._rng_states)
+            set_rng_states(self._rng_states)
             self._rng_states = None
         self._clock = (time.perf_counter(), 0)
 
@@ -213,6 +213,10 @@ class System(LightningModule):
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
         )
         total = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.ckpt_path is not None or self.trainer.strategy.restore_checkpoint_after_setup:
+            # To count the steps of some epochs Lightning has made the loader, too early for the checkpoint's place in
+            # the epoch, and would keep it.
+            self.trainer.fit_loop._combined_loader = None
         warmup = settings.warmup_steps
         if warmup is None:
             epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
@@ -263,7 +267,7 @@ class System(LightningModule):
             "data": dict(self.decoding),
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
-            "rng": _rng_states(),
+            "rng": rng_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -344,14 +348,16 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
     return 1.0 - (1.0 - settings.min_lr_share) * fall
 
 
-def _rng_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
+    """States of this process's random generators, as a checkpoint holds them."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set_rng_states(states: dict[str, Any]) -> None:
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Put the random generators where `rng_states` found them."""
     kind, numbers, gauss = states["python"]
     random.setstate((kind, tuple(numbers), gauss))
     torch.set_rng_state(states["torch"].cpu())
