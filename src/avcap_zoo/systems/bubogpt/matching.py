@@ -197,12 +197,10 @@ class LanguageModelMatcher(Matcher):
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-        from avcap_zoo.errors import hub_error
+        from avcap_zoo.backbones.pretrained import dtype_option, load_part, load_pretrained
 
         key = "matcher.init_args.source"
-        with hub_error(self.source, key):
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
+        tokenizer = load_part(AutoTokenizer, self.source, key)
         model = load_pretrained(AutoModelForCausalLM, self.source, key, **dtype_option(getattr(torch, self.dtype)))
         return tokenizer, model.to(self.device).eval()
 
