@@ -19,6 +19,7 @@ import torch
 from avcap_zoo.backbones.audio_text import CLAP, CLAPSettings, clap_sample_rate_hz
 from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
+from avcap_zoo.backbones.vision.eva import EVA
 from avcap_zoo.cli.cache import _restore
 from avcap_zoo.cli.convert import write_official, write_ours
 from avcap_zoo.data_modules.feature_cache import FeatureReader
@@ -29,13 +30,15 @@ from avcap_zoo.systems.bubogpt.matching import LanguageModelMatcher
 from avcap_zoo.systems.bubogpt.segmentation import SAM
 from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, RAMTagger
 from avcap_zoo.systems.lavcap.keymap import CONVERSION
-from avcap_zoo.systems.lavcap.model import AudioSettings, build_audio_encoder
+from avcap_zoo.systems.lavcap.model import build_audio_encoder
 from avcap_zoo.systems.vlrm.captioner import Captioner, CaptionerSettings
 from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import Matcher
+from avcap_zoo.weights.published import load_eva
 from tests.house import tree
 from tests.integration.tiny import tiny_lavcap, tiny_trainer
 from tests.integration.tiny_bubogpt import tiny_bubogpt
+from tests.unit.backbones import test_eva
 from tests.unit.backbones.test_swin_tagger import TINY
 from tests.unit.systems.vlrm import toy as vlrm
 from tests.unit.systems.zeraucap.toy import AUDIO_TEXT, toy_system
@@ -76,6 +79,11 @@ def _ram_tagger(path: str, folder: Path) -> object:
     return RAMTagger(path, str(words), None, TINY)._model
 
 
+def _norm_of_eva(path: str, folder: Path) -> None:
+    torch.save(test_eva.official(), folder / "eva_vit_g.pth")
+    load_eva(EVA(test_eva.TINY), folder / "eva_vit_g.pth", path)
+
+
 def _zeraucap(folder: Path, **options: Any) -> None:
     toy_system(folder, **options).configure_model()
 
@@ -86,10 +94,12 @@ FILES: dict[str, Callable[[str, Path], object]] = {
     "cache --ckpt_path": lambda path, _: _restore(tiny_lavcap(), Path(path)),
     "convert": _convert(write_ours),
     "convert --reverse": _convert(write_official),
-    "lavcap/model.py AudioSettings.checkpoint": lambda path, _: build_audio_encoder(AudioSettings(checkpoint=path)),
+    "lavcap/model.py AudioSettings.checkpoint": lambda path, _: build_audio_encoder(
+        replace(tiny_lavcap().audio, checkpoint=path)
+    ),
     "bubogpt/model.py AudioSettings.checkpoint": _bubogpt("audio", "checkpoint"),
     "bubogpt/model.py VisionSettings.checkpoint": _bubogpt("vision", "checkpoint"),
-    "bubogpt/model.py VisionSettings.norm_checkpoint": _bubogpt("vision", "norm_checkpoint"),
+    "bubogpt/model.py VisionSettings.norm_checkpoint": _norm_of_eva,
     "bubogpt/model.py JoinerSettings.qformer_checkpoint": _bubogpt("vision_joiner", "qformer_checkpoint"),
     "bubogpt/model.py JoinerSettings.projection_checkpoint": _bubogpt("audio_joiner", "projection_checkpoint"),
     "bubogpt/model.py BuboGPTModel.start_from": _bubogpt("", "start_from"),

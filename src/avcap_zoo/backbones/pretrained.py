@@ -55,12 +55,12 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
 
 
 def load_part(part_class: Any, source: str, key: str) -> Any:
-    """Load what stands beside a model by one of transformers' Auto classes: a tokenizer, a processor.
+    """Load what stands beside a model by a class of transformers that looks for parts: a tokenizer, a processor.
 
     Code that a source brings along is not run, nor is anybody asked whether it may be, as transformers would ask.
 
     Args:
-        part_class: such as AutoTokenizer.
+        part_class: such as AutoTokenizer, or SamProcessor, which asks AutoImageProcessor.
         source: hub id or local folder.
         key: config key the source came from, for the message.
 

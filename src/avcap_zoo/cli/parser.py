@@ -256,7 +256,9 @@ class CaptionCLI(LightningCLI):
         except SIGTERMException:
             if not self.trainer.is_global_zero:
                 raise  # with code 0: for any other, Lightning would kill the first process
-            saved = [callback.path for callback in self.trainer.callbacks if isinstance(callback, SaveOnSignal)]
+            saved = [
+                callback.path for callback in self.trainer.checkpoint_callbacks if isinstance(callback, SaveOnSignal)
+            ]
             print(_stopped(self._command, self.trainer.global_step, saved[0] if saved else None), file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
 
