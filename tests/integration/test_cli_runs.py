@@ -203,16 +203,15 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(
         if self.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ToySystem, "on_train_batch_start", told, raising=False)
     run = ["fit", "-c", "base.yaml", "--trainer.max_steps", "5"]
-    with pytest.warns(UserWarning, match="the run begins from nothing"):
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the run begins from nothing"):
+        patch.setattr(ToySystem, "on_train_batch_start", told, raising=False)
         stopped = call(capsys, lightning, [*run, "--ckpt_path=last"])
     saved = "runs/toysystem/version_0/checkpoints/on_signal.ckpt"
     assert stopped.code == 143
     assert stopped.err.splitlines()[-1] == (
         f"lightning fit: stopped by SIGTERM after step 3; go on with: lightning {' '.join(run)} --ckpt_path {saved}"
     )
-    monkeypatch.undo()
     assert call(capsys, lightning, [*run, "--ckpt_path", saved]).code == 0
     assert list(Path("runs/toysystem/version_1").rglob("*step=5.ckpt"))
 

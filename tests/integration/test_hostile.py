@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from avcap_zoo.backbones.audio_text import CLAP, CLAPSettings, clap_sample_rate_hz
+from avcap_zoo.backbones.chat_model import ChatModel
 from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
 from avcap_zoo.backbones.vision.eva import EVA
@@ -26,7 +27,6 @@ from avcap_zoo.data_modules.feature_cache import FeatureReader
 from avcap_zoo.errors import AvcapError
 from avcap_zoo.serving.loading import load_system
 from avcap_zoo.systems.bubogpt.detection import GroundingDino
-from avcap_zoo.systems.bubogpt.matching import LanguageModelMatcher
 from avcap_zoo.systems.bubogpt.segmentation import SAM
 from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, RAMTagger
 from avcap_zoo.systems.lavcap.keymap import CONVERSION
@@ -136,7 +136,7 @@ FOLDERS: dict[str, Callable[[str, Path], object]] = {
     "vlrm/matcher.py Matcher.tokenizer": lambda path, _: _matcher(tokenizer=path),
     "bubogpt/detection.py GroundingDino.source": lambda path, _: GroundingDino(path)._processor,
     "bubogpt/detection.py GroundingDino.source, its model": lambda path, _: GroundingDino(path)._model,
-    "bubogpt/matching.py LanguageModelMatcher.source": lambda path, _: LanguageModelMatcher(path)._loaded,
+    "chat_model.py ChatModel.source": lambda path, _: ChatModel(path, key="key")._loaded,
     "bubogpt/segmentation.py SAM.source": lambda path, _: SAM(path)._loaded,
     "bubogpt/tagging.py CLIPTagger.source": lambda path, _: CLIPTagger(["dog"], path)._loaded,
 }
@@ -148,6 +148,7 @@ FOREIGN = {
 }
 # Handed on to one of the above.
 ALIASES = {
+    "bubogpt/matching.py LanguageModelMatcher.source",
     "bubogpt/module.py BuboGPT.start_from",
     "vlrm/evaluation.py RecallSettings.checkpoint",
     "vlrm/rewards.py _ContrastReward.checkpoint",
