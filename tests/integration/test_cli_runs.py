@@ -204,9 +204,10 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(
             os.kill(os.getpid(), signal.SIGTERM)
 
     run = ["fit", "-c", "base.yaml", "--trainer.max_steps", "5"]
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="the run begins from nothing"):
+    with monkeypatch.context() as patch:
         patch.setattr(ToySystem, "on_train_batch_start", told, raising=False)
-        stopped = call(capsys, lightning, [*run, "--ckpt_path=last"])
+        with pytest.warns(UserWarning, match="the run begins from nothing"):
+            stopped = call(capsys, lightning, [*run, "--ckpt_path=last"])
     saved = "runs/toysystem/version_0/checkpoints/on_signal.ckpt"
     assert stopped.code == 143
     assert stopped.err.splitlines()[-1] == (

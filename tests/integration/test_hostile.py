@@ -89,7 +89,7 @@ def _zeraucap(folder: Path, **options: Any) -> None:
 
 
 FILES: dict[str, Callable[[str, Path], object]] = {
-    "fit --ckpt_path": lambda path, folder: tiny_trainer(folder).strategy.load_checkpoint(path, weights_only=False),
+    "fit --ckpt_path": lambda path, folder: tiny_trainer(folder).strategy.load_checkpoint(path),
     "caption --checkpoint": lambda path, _: load_system(path),
     "cache --ckpt_path": lambda path, _: _restore(tiny_lavcap(), Path(path)),
     "convert": _convert(write_ours),
