@@ -23,7 +23,7 @@ from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
 from avcap_zoo.data_modules.media_files import scan_folder
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
-from avcap_zoo.data_modules.sampling import ClipLoader
+from avcap_zoo.data_modules.sampling import ClipLoader, leave_process_group
 from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -202,6 +202,8 @@ class ImagesDataModule(CaptionDataModule):
             stream,
             progress=self._progress if num_batches is not None else _from_the_start,
             num_workers=self.num_workers,
+            timeout=self.worker_timeout_s if self.num_workers else 0,
+            worker_init_fn=leave_process_group,
             collate_fn=partial(collate_or_error, num_frames=self.num_frames),
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-from avcap_zoo.errors import ConfigError, ShapeError, first_line, hub_error, require_extra
+from avcap_zoo.backbones.pretrained import dtype_option, load_part, load_pretrained
+from avcap_zoo.errors import ConfigError, ShapeError, first_line, require_extra
 from avcap_zoo.ops.masking import left_align
 
 _LONGEST_REASON = 120
@@ -355,8 +355,7 @@ def _load_tokenizer(settings: LanguageSettings) -> Any:
     else:
         from transformers import AutoTokenizer
 
-        with hub_error(name, "model.init_args.language.tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_part(AutoTokenizer, name, "model.init_args.language.tokenizer")
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model.init_args.language.tokenizer: {name} has no eos token, and captions could not end; "

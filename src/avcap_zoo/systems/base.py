@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -28,6 +29,8 @@ from avcap_zoo.weights.load import compare_keys
 
 CHECKPOINT_KEY = "avcap_zoo"
 _SHOWN_CAPTIONS = 3
+MOST_SKIPPED = 10
+"""Batches in a row without a finite loss, until the run ends although they are to be skipped."""
 
 
 @dataclass
@@ -48,6 +51,7 @@ class OptimizerSettings:
         schedule: after the warm-up: `cosine` or `linear` down to `min_lr_share`, or `constant`.
         decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
+        on_non_finite_loss: `raise`, or `skip` such a batch, naming its clips; ten in a row end the run all the same.
     """
 
     lr: float = 5e-6
@@ -60,6 +64,7 @@ class OptimizerSettings:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay_from: Literal["peak", "start"] = "peak"
     min_lr_share: float = 0.0
+    on_non_finite_loss: Literal["raise", "skip"] = "raise"
 
 
 @dataclass
@@ -101,6 +106,7 @@ class System(LightningModule):
         self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
+        self._skipped_in_a_row = 0
 
     @property
     @abstractmethod
@@ -148,7 +154,7 @@ class System(LightningModule):
     def on_train_start(self) -> None:
         """Restore the random states of a resumed run; start the clock."""
         if self._rng_states is not None:
-            _set_rng_states(self._rng_states)
+            set_rng_states(self._rng_states)
             self._rng_states = None
         self._clock = (time.perf_counter(), 0)
 
@@ -156,22 +162,41 @@ class System(LightningModule):
         """Minimise the sum of the losses.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; names the clips. No step has been taken on it.
+            NonFiniteLossError: the loss is NaN or infinite, and such batches are not skipped; names the clips. No step
+                has been taken on it.
         """
         if len(batch) == 0:
             return None
+        skips = self.optimizer_settings.on_non_finite_loss == "skip"
+        statistics = self._running_statistics() if skips else []
         losses = self.training_loss(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(total):
+        finite = bool(torch.isfinite(total))
+        if not finite:
             parts = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
-            raise NonFiniteLossError(
-                f"loss is not finite at step {self.global_step} ({parts}) on clips {', '.join(batch.clip_ids)}; "
-                f"the weights are those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
-            )
+            found = f"loss is not finite at step {self.global_step} ({parts}) on clips {', '.join(batch.clip_ids)}"
+            if not skips or self._skipped_in_a_row >= MOST_SKIPPED:
+                raise NonFiniteLossError(
+                    f"{found}{f', nor was it on the {MOST_SKIPPED} batches before' if skips else ''}; the weights are "
+                    f"those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
+                )
+            warnings.warn(f"{found}; the batch is skipped", stacklevel=1)
+        if skips:
+            if not self.trainer.strategy.reduce_boolean_decision(finite):  # all processes skip, or none
+                self._skipped_in_a_row += 1
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+                return None
+            self._skipped_in_a_row = 0
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
         self.log_dict(named, batch_size=len(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
         return total
+
+    def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """What normalisation layers move in a forward pass, each with a copy of it."""
+        layers = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses on the validation split: `val/loss` and its parts."""
@@ -213,6 +238,10 @@ class System(LightningModule):
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
         )
         total = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.ckpt_path is not None or self.trainer.strategy.restore_checkpoint_after_setup:
+            # To count the steps of some epochs Lightning has made the loader, too early for the checkpoint's place in
+            # the epoch, and would keep it.
+            self.trainer.fit_loop._combined_loader = None
         warmup = settings.warmup_steps
         if warmup is None:
             epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
@@ -263,7 +292,7 @@ class System(LightningModule):
             "data": dict(self.decoding),
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
-            "rng": _rng_states(),
+            "rng": rng_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -344,14 +373,16 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
     return 1.0 - (1.0 - settings.min_lr_share) * fall
 
 
-def _rng_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
+    """States of this process's random generators, as a checkpoint holds them."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set_rng_states(states: dict[str, Any]) -> None:
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Put the random generators where `rng_states` found them."""
     kind, numbers, gauss = states["python"]
     random.setstate((kind, tuple(numbers), gauss))
     torch.set_rng_state(states["torch"].cpu())

@@ -112,7 +112,8 @@ class BuboGPT(CaptionSystem):
     def checkpoint_names(self) -> set[str]:
         """As in the base, without the constants of frozen encoders, which their own files hold."""
         still = tuple(f"model.{part}." for part in _FROZEN_PARTS if part not in self.model.self_made)
-        moving = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)  # a tied head has two names, as in the base
+        moving = {name for name, parameter in parameters if parameter.requires_grad}
         return {name for name in super().checkpoint_names() if name in moving or not name.startswith(still or ("\0",))}
 
     def on_fit_start(self) -> None:

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.lavcap.model import LAVCapModel
 from avcap_zoo.systems.lavcap.module import LAVCap
+from avcap_zoo.weights.load import load_strictly, load_tensors
 
 
 class PrepareBackbones(Callback):
@@ -114,7 +115,7 @@ class PrepareBackbones(Callback):
         with FileLock(f"{path}.lock"):
             if path.is_file():
                 rank_zero_info(f"{name}: prepared weights from {path}")
-                part.load_state_dict(load_file(path))
+                load_strictly(part, load_tensors(path), str(path))
                 return
             training_before = part.training
             with torch.random.fork_rng(devices=[]):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.language import word_piece_tokenizer
-from avcap_zoo.backbones.pretrained import load_pretrained
-from avcap_zoo.errors import ConfigError, WeightsError, first_line, hub_error
+from avcap_zoo.backbones.pretrained import load_part, load_pretrained
+from avcap_zoo.errors import ConfigError, WeightsError, first_line
 from avcap_zoo.systems.vlrm.keymap import is_lavis, lavis_to_transformers
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import load_strictly, load_tensors
@@ -166,8 +166,7 @@ def load_tokenizer(name: str | None, key: str) -> Any:
         return word_piece_tokenizer()
     from transformers import AutoTokenizer
 
-    with hub_error(name, f"{key}.tokenizer"):
-        return AutoTokenizer.from_pretrained(name)
+    return load_part(AutoTokenizer, name, f"{key}.tokenizer")
 
 
 def load_matching_model(
