@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -246,17 +246,29 @@ class CausalLanguageModel(nn.Module):
         ).logits
         return output
 
-    def loss(self, text: PrefixedText, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        text: PrefixedText,
+        *,
+        label_smoothing: float = 0.0,
+        mean_count: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Mean cross-entropy over all caption tokens of the batch, in float32.
 
         Args:
             text: from `wrap` with a caption.
             label_smoothing: share of the target spread over the vocabulary.
+            mean_count: gives the mean of a number over the processes that train together; the mean of their losses
+                then counts every token alike, whichever process has it. None = this process alone.
         """
         targets = text.labels[:, 1:]
         chosen = targets != -100
         logits = self.logits(text)[:, :-1][chosen]
-        return F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+        if mean_count is None:
+            return loss
+        count = chosen.sum()
+        return loss * (count / mean_count(count))
 
     def end_sequences(self, end: str) -> tuple[tuple[int, ...], ...]:
         """Every way in which generated ids may spell `end`: alone, and behind a word or a sign."""

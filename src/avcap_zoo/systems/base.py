@@ -169,8 +169,8 @@ class System(LightningModule):
                 f"the weights are those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
             )
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
-        self.log_dict(named, batch_size=len(batch))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_dict(named, batch_size=len(batch), sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -192,6 +192,14 @@ class System(LightningModule):
             self._clock = (time.perf_counter(), 0)
             self.log("train/clips_per_s", rate, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, batch_size=len(batch))
+
+    def mean_over_processes(self, number: Tensor) -> Tensor:
+        """Mean of a number over the processes that train together; all of them must ask."""
+        if self._trainer is None or not self.training or self.trainer.world_size == 1:
+            return number
+        mean = number.float()
+        torch.distributed.all_reduce(mean)
+        return mean / self.trainer.world_size
 
     # Optimizer
 
