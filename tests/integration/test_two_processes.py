@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.batch import Batch
+from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
+from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.bubogpt import BuboGPT
 from avcap_zoo.systems.lavcap import LAVCap
@@ -139,6 +147,22 @@ def part_of(batch: Batch, share: slice) -> Batch:
     )
 
 
+class Keeper(Callback):
+    """Saves a checkpoint at the end of a fit, and what of the gradients of the adapters is 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        adapters = {name: p.grad for name, p in pl_module.named_parameters() if "lora_B" in name}
+        still = [name for name, gradient in adapters.items() if gradient is None or not gradient.any()]
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            self.path.with_suffix(".json").write_text(json.dumps([len(adapters), still]))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 class Shares:
     """Each process has its share of every batch."""
 
@@ -175,21 +199,77 @@ def test_bubogpt_on_batches_that_lack_a_modality_on_one_process(tmp_path: Path) 
     assert len(alone) == 4
 
 
-def test_vlrm_is_scored_and_captions(scenes_root: Path, tmp_path: Path) -> None:
-    from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
+def vlrm_data(root: Path) -> ScenesDataModule:
+    counts = {"num_train": 24, "num_val": 6, "num_test": 6}
+    return ScenesDataModule(
+        str(root), num_frames=1, image_size_px=16, eval_batch_size=4, modalities=("visual",), **counts
+    )
 
+
+def test_vlrm_is_scored_and_captions(scenes_root: Path, tmp_path: Path) -> None:
     found = []
     for number in (1, 2):
         torch.manual_seed(0)
         system = toy.system()
         system.configure_model()
-        counts = {"num_train": 24, "num_val": 6, "num_test": 6}
-        data = ScenesDataModule(
-            str(scenes_root), num_frames=1, image_size_px=16, eval_batch_size=4, modalities=("visual",), **counts
-        )
         trainer = tiny_trainer(tmp_path / str(number), **processes(number))
-        scores = trainer.test(system, datamodule=data, verbose=False)
+        scores = trainer.test(system, datamodule=vlrm_data(scenes_root), verbose=False)
         found.append((rows(tmp_path / str(number) / "test_captions.jsonl"), scores))
     assert len(found[0][0]) == 6
     assert found[0][0] == found[1][0]
     assert found[1][1][0] == pytest.approx(found[0][1][0], abs=1e-6)
+
+
+def fit_still_lavcap(folder: Path, root: Path, number: int, **options: Any) -> LAVCap:
+    system = still_lavcap()
+    data = tiny_data(root, batch_size=4 // number, eval_batch_size=2)
+    keeper = Keeper(folder / "end.ckpt")
+    tiny_trainer(folder, max_steps=2, val_check_interval=2, callbacks=[keeper], **options).fit(system, datamodule=data)
+    return system
+
+
+def share_layers(rank: int, folder: str, root: str, port: int) -> None:
+    """One of two processes."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    strategy = ShardedBaseStrategy(min_layer_parameters=1000)
+    system = fit_still_lavcap(Path(folder), Path(root), 2, devices=2, strategy=strategy)
+    layers = system.model.language.model.model.layers
+    own = sum(p.to_local().numel() for p in layers.parameters() if isinstance(p, DTensor))
+    whole = sum(p.numel() for p in layers.parameters() if not p.requires_grad)
+    assert own * 2 == whole > 0
+
+
+def test_frozen_layers_that_are_shared_out(scenes_root: Path, tmp_path: Path) -> None:
+    fit_still_lavcap(tmp_path / "1", scenes_root, 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (str(tmp_path / "2"), str(scenes_root), port)
+    mp.start_processes(share_layers, args=arguments, nprocs=2, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
+    one, two = tmp_path / "1", tmp_path / "2"
+    for wanted, found in zip(steps(one), steps(two), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    assert json.loads((two / "end.json").read_text()) == [4, []]  # every lora_B has a gradient
+    # The checkpoint is that of one device, with the weights of the toy base, which exist nowhere else.
+    alone, together = (torch.load(folder / "end.ckpt", weights_only=True) for folder in (one, two))
+    assert together["avcap_zoo"]["frozen"] == alone["avcap_zoo"]["frozen"]
+    assert together["state_dict"].keys() == alone["state_dict"].keys()
+    for name, tensor in alone["state_dict"].items():
+        torch.testing.assert_close(together["state_dict"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """Ends the process group that a Trainer leaves behind."""
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_what_cannot_be_shared_out(scenes_root: Path, tmp_path: Path) -> None:
+    strategy = ShardedBaseStrategy()
+    with pytest.raises(ConfigError, match=r"VLRM runs on one device or with --trainer\.strategy ddp"):
+        tiny_trainer(tmp_path, strategy=strategy).test(toy.system(), vlrm_data(scenes_root), verbose=False)
+    strategy = ShardedBaseStrategy()
+    with pytest.raises(ConfigError, match="LAVCap has none of 20000000 parameters: use --trainer"):
+        tiny_trainer(tmp_path, strategy=strategy).test(still_lavcap(), tiny_data(scenes_root), verbose=False)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
@@ -333,6 +334,7 @@ class CausalLanguageModel(nn.Module):
             generation_config=config,
             stopping_criteria=criteria,
             streamer=streamer,
+            synced_gpus=is_shared_out(self.model),
             **own,
         )
         # Beam search fills up with the end token where the pad token's id is 0.
@@ -343,6 +345,11 @@ class CausalLanguageModel(nn.Module):
         """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def is_shared_out(module: nn.Module) -> bool:
+    """Whether layers of a module are shared out: all processes must then run it equally often."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def ends_with(ids: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:

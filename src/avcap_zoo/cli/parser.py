@@ -197,6 +197,10 @@ class CaptionCLI(LightningCLI):
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
         if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
             ours["strategy"] = HPU_STRATEGY
+        if settings["precision"] == "bf16-true":
+            from avcap_zoo.accelerators.precision import HalfBasePrecision
+
+            ours |= {"precision": None, "plugins": [*ours["plugins"], HalfBasePrecision()]}
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:
             ours["callbacks"] = _with_progress_bar(settings["callbacks"])
         if settings["logger"] in {None, True} and not settings["barebones"]:

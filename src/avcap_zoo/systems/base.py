@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
+from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
-from avcap_zoo.weights.fingerprint import fingerprint
+from avcap_zoo.weights.fingerprint import fingerprint, whole
 from avcap_zoo.weights.load import compare_keys
 
 CHECKPOINT_KEY = "avcap_zoo"
@@ -91,6 +92,8 @@ class System(LightningModule):
     """
 
     model: nn.Module
+    may_be_shared_out: ClassVar[bool] = False
+    """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
 
     def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
@@ -118,11 +121,16 @@ class System(LightningModule):
     # Steps
 
     def setup(self, stage: str) -> None:
-        """Check the data module against `requirements`.
+        """Check the data module against `requirements`, and the strategy.
 
         Raises:
-            ConfigError: sample rate or modalities do not fit; names both values and keys.
+            ConfigError: sample rate or modalities do not fit; names both values and keys. Or processes that share a
+                model would run it unequally often, and wait for each other for ever.
         """
+        if isinstance(self.trainer.strategy, ShardedBaseStrategy) and not self.may_be_shared_out:
+            raise ConfigError(
+                f"{type(self).__name__} runs on one device or with --trainer.strategy ddp: layers are not shared out"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
@@ -264,7 +272,7 @@ class System(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what the run made, and note what it stands on."""
         held = self.checkpoint_names()
-        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in held}
+        checkpoint["state_dict"] = {n: whole(t) for n, t in checkpoint["state_dict"].items() if n in held}
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__name__}",
             "init_args": json.dumps(self.init_args),

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from avcap_zoo import __version__
+from avcap_zoo.backbones.language import is_shared_out
 from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.systems.base import OptimizerSettings, System
@@ -114,7 +115,8 @@ class CaptionSystem(System):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember; look inside once per validation."""
         self._caption_and_score(batch, "val")
-        if batch_idx == 0 and len(batch) and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        looks = self.trainer.is_global_zero and not is_shared_out(self)  # one process alone would wait for the others
+        if batch_idx == 0 and len(batch) and looks and not self.trainer.sanity_checking:
             self.look_inside(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -48,6 +48,7 @@ class BuboGPT(CaptionSystem):
     """
 
     model: BuboGPTModel
+    may_be_shared_out = True
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class LAVCap(CaptionSystem):
     """
 
     model: LAVCapModel
+    may_be_shared_out = True
 
     def __init__(
         self,
