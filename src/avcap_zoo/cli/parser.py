@@ -160,7 +160,9 @@ class CaptionCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Ask for the device before a model is built for it."""
+        """Ask for the device before a model is built for it; let no captions pile up that are written anyway."""
+        if self.config["subcommand"] == "predict" and self._get(self.config, "return_predictions") is None:
+            self.config["predict"]["return_predictions"] = False
         accelerator = self._get(self.config, "trainer").get("accelerator")
         if isinstance(accelerator, str):
             check_accelerator(accelerator)
