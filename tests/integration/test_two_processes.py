@@ -260,9 +260,12 @@ def test_frozen_layers_that_are_shared_out(scenes_root: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def group_of_one() -> Iterator[None]:
-    """Ends the process group that a Trainer leaves behind."""
+    """Removes what a Trainer of one process leaves behind: a process group, and its place in the environment."""
+    before = dict(os.environ)
     yield
     torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 @pytest.mark.usefixtures("group_of_one")
