@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
@@ -246,17 +247,29 @@ class CausalLanguageModel(nn.Module):
         ).logits
         return output
 
-    def loss(self, text: PrefixedText, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        text: PrefixedText,
+        *,
+        label_smoothing: float = 0.0,
+        mean_count: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Mean cross-entropy over all caption tokens of the batch, in float32.
 
         Args:
             text: from `wrap` with a caption.
             label_smoothing: share of the target spread over the vocabulary.
+            mean_count: gives the mean of a number over the processes that train together; the mean of their losses
+                then counts every token alike, whichever process has it. None = this process alone.
         """
         targets = text.labels[:, 1:]
         chosen = targets != -100
         logits = self.logits(text)[:, :-1][chosen]
-        return F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+        if mean_count is None:
+            return loss
+        count = chosen.sum()
+        return loss * (count / mean_count(count))
 
     def end_sequences(self, end: str) -> tuple[tuple[int, ...], ...]:
         """Every way in which generated ids may spell `end`: alone, and behind a word or a sign."""
@@ -321,6 +334,7 @@ class CausalLanguageModel(nn.Module):
             generation_config=config,
             stopping_criteria=criteria,
             streamer=streamer,
+            synced_gpus=is_shared_out(self.model),
             **own,
         )
         # Beam search fills up with the end token where the pad token's id is 0.
@@ -331,6 +345,11 @@ class CausalLanguageModel(nn.Module):
         """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def is_shared_out(module: nn.Module) -> bool:
+    """Whether layers of a module are shared out: all processes must then run it equally often."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def ends_with(ids: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:

@@ -197,7 +197,9 @@ class CaptionCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Ask for the device before a model is built for it."""
+        """Ask for the device before a model is built for it; let no captions pile up that are written anyway."""
+        if self.config["subcommand"] == "predict" and self._get(self.config, "return_predictions") is None:
+            self.config["predict"]["return_predictions"] = False
         accelerator = self._get(self.config, "trainer").get("accelerator")
         if isinstance(accelerator, str):
             check_accelerator(accelerator)
@@ -234,6 +236,10 @@ class CaptionCLI(LightningCLI):
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
         if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
             ours["strategy"] = HPU_STRATEGY
+        if settings["precision"] == "bf16-true":
+            from avcap_zoo.accelerators.precision import HalfBasePrecision
+
+            ours |= {"precision": None, "plugins": [*ours["plugins"], HalfBasePrecision()]}
         callbacks = settings["callbacks"]
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:

@@ -48,6 +48,7 @@ class BuboGPT(CaptionSystem):
     """
 
     model: BuboGPTModel
+    may_be_shared_out = True
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class BuboGPT(CaptionSystem):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the answers."""
-        losses: dict[str, Tensor] = self.model(batch)
+        losses: dict[str, Tensor] = self.model(batch, self.mean_over_processes)
         return losses
 
     def caption(self, batch: Batch) -> list[str]:

@@ -43,6 +43,7 @@ class LAVCap(CaptionSystem):
     """
 
     model: LAVCapModel
+    may_be_shared_out = True
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class LAVCap(CaptionSystem):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Caption loss, and the transport loss of the kinds that have one (Eq. 7)."""
-        losses: dict[str, Tensor] = self.model(batch)
+        losses: dict[str, Tensor] = self.model(batch, self.mean_over_processes)
         return losses
 
     def caption(self, batch: Batch) -> list[str]:
