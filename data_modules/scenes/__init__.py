@@ -1,7 +1,7 @@
 """The embedded data: short procedural clips with sound, picture, captions, events, boxes and masks.
 
 `sample_scene` gives one clip, `generate_scenes` writes a whole set in the published file formats, `parse_caption` and
-`events_correct` judge captions. Needs numpy, Pillow, PyAV and tqdm; no torch.
+`events_correct` judge captions, `count_details` those of pictures. Needs numpy, Pillow, PyAV and tqdm; no torch.
 """
 
 from avcap_zoo.data_modules.scenes.events import (
@@ -33,6 +33,7 @@ from avcap_zoo.data_modules.scenes.grammar import (
     split_words,
     vocabulary,
 )
+from avcap_zoo.data_modules.scenes.picture_reading import count_details, read_picture_caption
 from avcap_zoo.data_modules.scenes.scene import (
     SCENES_VERSION,
     Scene,
@@ -70,6 +71,7 @@ __all__ = [
     "Split",
     "annotate",
     "boxes",
+    "count_details",
     "detailed_caption",
     "encode_jpg",
     "encode_mp4",
@@ -80,6 +82,7 @@ __all__ = [
     "generate_scenes",
     "object_masks",
     "parse_caption",
+    "read_picture_caption",
     "render_frames",
     "render_frames_at",
     "render_waveform",

@@ -140,14 +140,15 @@ class BLIP2(nn.Module):
 class BLIP2Pretraining(_PicturePretraining):
     """Trains a BLIP-2 to caption pictures, its language model also on captions alone; and saves it.
 
-    The published model learnt to caption from short captions, but its language model had read everything. So here:
-    `style` chooses the captions that go with pictures, all captions are read as text.
+    The published model learnt to caption from short captions, but for the few long ones that a web corpus has, and its
+    language model had read everything. So here: pictures go with short captions, but for a small share of long ones,
+    without which no long one would ever be drawn; and all captions are read as text.
 
     Args:
         captioner: source None and a config.
         save_to: folder of the result.
         optimizer: learning rate and schedule.
-        style: `terse` leaves out the longest caption of each clip, `detailed` takes that alone.
+        detailed_share: share of the pictures that go with their longest caption; the others with a shorter one.
         text_weight: of the loss of captions alone.
         label_smoothing: keeps other words possible, so that there is something to be drawn from.
         words_steps: the first steps only name words; see `BLIP2.words_loss`.
@@ -160,21 +161,21 @@ class BLIP2Pretraining(_PicturePretraining):
         captioner: CaptionerSettings,
         save_to: str,
         optimizer: OptimizerSettings,
-        style: Style = "terse",
+        detailed_share: float = 0.0,
         text_weight: float = 0.5,
         label_smoothing: float = 0.1,
         words_steps: int = 0,
     ) -> None:
         arguments = {
             "captioner": captioner,
-            "style": style,
+            "detailed_share": detailed_share,
             "text_weight": text_weight,
             "label_smoothing": label_smoothing,
             "words_steps": words_steps,
         }
         super().__init__(save_to, optimizer, arguments)
         self.captioner = captioner
-        self.style: Style = style
+        self.detailed_share = detailed_share
         self.text_weight = text_weight
         self.label_smoothing = label_smoothing
         self.words_steps = words_steps
@@ -188,7 +189,9 @@ class BLIP2Pretraining(_PicturePretraining):
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
         if self.global_step < self.words_steps:
             return {"words": self.model.words_loss(middle_frames(batch), batch.captions)}
-        captions = draw_captions(batch, self.style)
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        drawn = (torch.rand(len(batch)) < self.detailed_share).tolist()
+        captions = [whole if is_long else part for whole, part, is_long in zip(long, short, drawn, strict=True)]
         texts = draw_captions(batch, "all")
         captioning = self.model(middle_frames(batch), captions, self.label_smoothing)
         return {"captioning": captioning, "text": self.text_weight * self.model(None, texts)}
@@ -249,8 +252,9 @@ class MatchingModel(nn.Module):
 class MatchingPretraining(_PicturePretraining):
     """Trains BLIP-2's matching head on a captioner's frozen image tower, and saves it.
 
-    Each picture is held against a caption of its own, one of another picture, and, of the batch's captions of others,
-    the one that shares the most words with its own.
+    It learns what a picture's longest caption tells. Each picture is held against five captions: its longest one, which
+    matches; another of its own, which matches by the share of the longest one's words that it holds; both of these with
+    one word that is wrong, and the longest one of another picture that is most like its own, which do not match.
 
     Args:
         captioner: folder or hub id of the BLIP-2 that is to be judged.
@@ -259,7 +263,6 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: learning rate and schedule.
         num_queries: query tokens.
         max_length: longest text in tokens.
-        style: captions learnt from; see `BLIP2Pretraining`.
     """
 
     model: MatchingModel
@@ -272,18 +275,10 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: OptimizerSettings,
         num_queries: int = 8,
         max_length: int = 48,
-        style: Style = "all",
     ) -> None:
-        arguments = {
-            "captioner": captioner,
-            "qformer": qformer,
-            "num_queries": num_queries,
-            "max_length": max_length,
-            "style": style,
-        }
+        arguments = {"captioner": captioner, "qformer": qformer, "num_queries": num_queries, "max_length": max_length}
         super().__init__(save_to, optimizer, arguments)
         self.arguments = (captioner, qformer, num_queries, max_length)
-        self.style: Style = style
 
     def configure_model(self) -> None:
         """Build the model once."""
@@ -298,15 +293,13 @@ class MatchingPretraining(_PicturePretraining):
         """
         if len(batch) < 2:
             raise ConfigError(f"a matching batch needs two clips, {batch.clip_ids[0]} is alone: set drop_last: true")
-        captions = draw_captions(batch, self.style)
-        count = len(captions)
-        shift = 1 + int(torch.randint(count - 1, ()))
-        others = [captions[(row + shift) % count] for row in range(count)]
-        texts = [*captions, *others, *nearest_captions(captions)]
-        logits = self.model(middle_frames(batch), texts, [*range(count)] * 3)
-        matches = torch.zeros(3 * count, dtype=torch.long, device=logits.device)
-        matches[:count] = 1
-        return {"matching": F.cross_entropy(logits.float(), matches, weight=logits.new_tensor([0.5, 1.0]).float())}
+        count = len(batch)
+        full, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        texts = [*full, *short, *with_a_wrong_word(full), *with_a_wrong_word(short), *nearest_captions(full)]
+        logits = self.model(middle_frames(batch), texts, [*range(count)] * 5).float()
+        told = [told_share(caption, whole) for caption, whole in zip(short, full, strict=True)]
+        matches = logits.new_tensor([*[1.0] * count, *told, *[0.0] * 3 * count])
+        return {"matching": F.cross_entropy(logits, torch.stack([1 - matches, matches], dim=1))}
 
     def save(self, target: Path) -> None:
         """Write model and tokenizer in transformers format."""
@@ -389,3 +382,28 @@ def nearest_captions(captions: Sequence[str]) -> list[str]:
     shares = shared / (sizes[:, None] + sizes - shared).clamp_min(1)
     shares = shares.masked_fill(shares == 1, -1).fill_diagonal_(-2)
     return [captions[column] for column in shares.argmax(dim=1).tolist()]
+
+
+def with_a_wrong_word(captions: Sequence[str]) -> list[str]:
+    """Each caption with one word changed for the one that another caption of as many words has in its place.
+
+    The other caption is the one with the fewest other words. A caption that has none of its length beside it, or only
+    its like, is replaced by the whole of its nearest one.
+    """
+    words = [caption.split() for caption in captions]
+    changed = nearest_captions(captions)
+    for row, own in enumerate(words):
+        others = [other for other in words if len(other) == len(own) and other != own]
+        if not others:
+            continue
+        differing = [[i for i, word in enumerate(own) if word != other[i]] for other in others]
+        fewest = min(range(len(others)), key=lambda column: len(differing[column]))
+        place = differing[fewest][int(torch.randint(len(differing[fewest]), ()))]
+        changed[row] = " ".join([*own[:place], others[fewest][place], *own[place + 1 :]])
+    return changed
+
+
+def told_share(caption: str, whole: str) -> float:
+    """Share of the distinct words of `whole` that a caption holds, too."""
+    wanted = frozenset(clean_caption(whole).split())
+    return len(wanted & frozenset(clean_caption(caption).split())) / max(1, len(wanted))
