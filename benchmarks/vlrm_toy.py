@@ -148,9 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/vlrm_toy"))
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="of VLRM and VLRM-RS (%(default)s)"
-    )
+    parser.add_argument("--seeds", type=int, default=1, help="of VLRM and VLRM-RS (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     prepare()

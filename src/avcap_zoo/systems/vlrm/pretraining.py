@@ -26,10 +26,11 @@ from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import (
     LAVIS_NORM_EPS,
     clean_caption,
-    encode_texts,
     load_matching_model,
     load_tokenizer,
-    pair_logits,
+    pad_rows,
+    pair_states,
+    token_rows,
 )
 from avcap_zoo.systems.vlrm.model import middle_frames
 
@@ -227,6 +228,7 @@ class MatchingModel(nn.Module):
         self.matcher.vision_model.requires_grad_(False)
         norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
         norm.eps = LAVIS_NORM_EPS
+        self.token_head = nn.Linear(self.matcher.config.qformer_config.hidden_size, 1)
         self.max_length = max_length
         self.self_made = ["matcher"]
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
@@ -234,27 +236,38 @@ class MatchingModel(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def forward(self, images: Tensor, texts: Sequence[str], rows: Sequence[int]) -> Tensor:
-        """(N, 2) logits of texts with pictures; index 1 = match.
+    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as the matcher reads it."""
+        return token_rows(self.tokenizer, [clean_caption(text) for text in texts], self.max_length)
+
+    def forward(self, images: Tensor, rows: Sequence[Sequence[int]], pictures: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits of texts with pictures.
 
         Args:
             images: (B, 3, H, W) uint8.
-            texts: N captions.
-            rows: which picture each of them is held against.
+            rows: token ids of N texts.
+            pictures: which picture each of them is held against.
+
+        Returns:
+            (N, 2), index 1 = match; and (N, L), of each token between the ends: is it true of the picture?
         """
         side = self.matcher.config.vision_config.image_size
         pixels = normalise_images(images, side, self.mean, self.std)
         tokens = self.matcher.vision_model(pixel_values=pixels).last_hidden_state
-        ids, mask = encode_texts(self.tokenizer, [clean_caption(t) for t in texts], self.max_length, images.device)
-        return pair_logits(self.matcher, tokens[list(rows)], ids, mask).mean(dim=1)
+        ids, mask = pad_rows(self.tokenizer, rows, images.device)
+        states = pair_states(self.matcher, tokens[list(pictures)], ids, mask)
+        num_queries = self.matcher.query_tokens.shape[1]
+        logits = self.matcher.itm_head(states[:, :num_queries]).mean(dim=1)
+        return logits, self.token_head(states[:, num_queries + 1 : -1]).squeeze(-1)
 
 
 class MatchingPretraining(_PicturePretraining):
     """Trains BLIP-2's matching head on a captioner's frozen image tower, and saves it.
 
-    It learns what a picture's longest caption tells. Each picture is held against five captions: its longest one, which
-    matches; another of its own, which matches by the share of the longest one's words that it holds; both of these with
-    one word that is wrong, and the longest one of another picture that is most like its own, which do not match.
+    It learns what a picture's longest caption tells. Each picture is held against that caption, which matches; another
+    of its own, which matches by the share of the longest one's words that it holds; and both of these with some words
+    that stand in the same places in captions of other pictures, which do not match. Which words these are is learnt
+    beside it: one yes or no a caption teaches little.
 
     Args:
         captioner: folder or hub id of the BLIP-2 that is to be judged.
@@ -294,12 +307,18 @@ class MatchingPretraining(_PicturePretraining):
         if len(batch) < 2:
             raise ConfigError(f"a matching batch needs two clips, {batch.clip_ids[0]} is alone: set drop_last: true")
         count = len(batch)
-        full, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
-        texts = [*full, *short, *with_a_wrong_word(full), *with_a_wrong_word(short), *nearest_captions(full)]
-        logits = self.model(middle_frames(batch), texts, [*range(count)] * 5).float()
-        told = [told_share(caption, whole) for caption, whole in zip(short, full, strict=True)]
-        matches = logits.new_tensor([*[1.0] * count, *told, *[0.0] * 3 * count])
-        return {"matching": F.cross_entropy(logits, torch.stack([1 - matches, matches], dim=1))}
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        right = [*self.model.token_rows(long), *self.model.token_rows(short)]
+        wrong, truths = zip(*(with_wrong_tokens(row, right) for row in right), strict=True)
+        logits, of_tokens = self.model(middle_frames(batch), [*right, *wrong], [*range(count)] * 4)
+        told = [told_share(caption, whole) for caption, whole in zip(short, long, strict=True)]
+        matches = logits.new_tensor([*[1.0] * count, *told, *[0.0] * 2 * count])
+        truth = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in truths], True, torch.nan).to(logits)
+        known = truth.isfinite()
+        return {
+            "matching": F.cross_entropy(logits.float(), torch.stack([1 - matches, matches], dim=1).float()),
+            "tokens": F.binary_cross_entropy_with_logits(of_tokens[2 * count :, : known.shape[1]][known], truth[known]),
+        }
 
     def save(self, target: Path) -> None:
         """Write model and tokenizer in transformers format."""
@@ -367,40 +386,28 @@ def draw_captions(batch: Batch, style: Style) -> list[str]:
     return drawn
 
 
-def nearest_captions(captions: Sequence[str]) -> list[str]:
-    """For each of two or more captions, another one that shares as large a part of its words as any.
+def with_wrong_tokens(row: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
+    """A text with some of its tokens exchanged for those that another text of its length has in the same places.
 
-    A caption in the same words counts as another only if there is no third.
+    Args:
+        row: token ids.
+        others: token ids of texts; one of those that are as long as `row` and differ from it is drawn. If there is
+            none, all tokens of `row` are exchanged for those of any text.
+
+    Returns:
+        The new token ids, and for each of them 1 = right, 0 = exchanged, NaN = both texts agree.
     """
-    words = [frozenset(clean_caption(caption).split()) for caption in captions]
-    index = {word: column for column, word in enumerate(sorted(frozenset().union(*words)))}
-    counts = torch.zeros(len(captions), len(index))
-    for row, own in enumerate(words):
-        counts[row, [index[word] for word in own]] = 1
-    shared = counts @ counts.T
-    sizes = counts.sum(dim=1)
-    shares = shared / (sizes[:, None] + sizes - shared).clamp_min(1)
-    shares = shares.masked_fill(shares == 1, -1).fill_diagonal_(-2)
-    return [captions[column] for column in shares.argmax(dim=1).tolist()]
-
-
-def with_a_wrong_word(captions: Sequence[str]) -> list[str]:
-    """Each caption with one word changed for the one that another caption of as many words has in its place.
-
-    The other caption is the one with the fewest other words. A caption that has none of its length beside it, or only
-    its like, is replaced by the whole of its nearest one.
-    """
-    words = [caption.split() for caption in captions]
-    changed = nearest_captions(captions)
-    for row, own in enumerate(words):
-        others = [other for other in words if len(other) == len(own) and other != own]
-        if not others:
-            continue
-        differing = [[i for i, word in enumerate(own) if word != other[i]] for other in others]
-        fewest = min(range(len(others)), key=lambda column: len(differing[column]))
-        place = differing[fewest][int(torch.randint(len(differing[fewest]), ()))]
-        changed[row] = " ".join([*own[:place], others[fewest][place], *own[place + 1 :]])
-    return changed
+    alike = [other for other in others if len(other) == len(row) and other != row]
+    if not alike:
+        other = others[int(torch.randint(len(others), ()))]
+        return list(other), [0.0] * len(other)
+    other = alike[int(torch.randint(len(alike), ()))]
+    differs = torch.tensor(row) != torch.tensor(other)
+    exchanged = differs & (torch.rand(len(row)) < torch.rand(()))
+    if not exchanged.any():
+        exchanged[differs.nonzero()[int(torch.randint(int(differs.sum()), ()))]] = True
+    changed = torch.where(exchanged, torch.tensor(other), torch.tensor(row))
+    return changed.tolist(), (~exchanged).float().masked_fill(~differs, torch.nan).tolist()
 
 
 def told_share(caption: str, whole: str) -> float:

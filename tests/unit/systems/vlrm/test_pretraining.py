@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.systems.vlrm.pretraining import draw_captions, nearest_captions, told_share, with_a_wrong_word
+from avcap_zoo.systems.vlrm.pretraining import draw_captions, told_share, with_wrong_tokens
 
 
 def test_captions_of_a_style() -> None:
@@ -19,20 +21,19 @@ def test_captions_of_a_style() -> None:
         draw_captions(Batch(["a"], [[]], [""]), "all")
 
 
-def test_the_nearest_caption_shares_most_words() -> None:
-    captions = ["a red dog", "a red car", "two birds sing", "a red dog.", "a blue dog and a bird"]
-    assert nearest_captions(captions)[0] == "a red car"
-    assert nearest_captions(["a dog", "a dog"]) == ["a dog", "a dog"]
+def test_some_tokens_are_exchanged_with_a_text_of_the_same_length() -> None:
+    row, others = [1, 2, 3, 4], [[1, 2, 3, 4], [1, 5, 3, 6], [7, 8]]
+    seen = set()
+    for _ in range(60):
+        changed, truth = with_wrong_tokens(row, others)
+        seen.add(tuple(changed))
+        assert [math.isnan(value) for value in truth] == [True, False, True, False]
+        assert [truth[place] for place in (1, 3)] == [float(changed[place] == row[place]) for place in (1, 3)]
+    assert seen == {(1, 5, 3, 4), (1, 2, 3, 6), (1, 5, 3, 6)}
 
 
-def test_one_word_is_exchanged_with_the_nearest_caption_of_the_same_length() -> None:
-    captions = ["a red dog at the top", "a blue car at the top", "a red dog at the left", "two birds"]
-    changed = with_a_wrong_word(captions)
-    assert changed[0] == captions[2]
-    assert changed[1] in {"a red car at the top", "a blue dog at the top"}
-    assert changed[2] == captions[0]
-    assert changed[3] in captions[:3]  # none is of its length: the whole of another
-    assert with_a_wrong_word(["a dog", "a dog"]) == ["a dog", "a dog"]
+def test_a_text_of_a_length_of_its_own_is_replaced() -> None:
+    assert with_wrong_tokens([1, 2, 3], [[7, 8]]) == ([7, 8], [0, 0])
 
 
 def test_how_much_a_caption_tells() -> None:
