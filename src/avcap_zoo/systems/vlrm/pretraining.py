@@ -216,7 +216,8 @@ class MatchingModel(nn.Module):
         super().__init__()
         settings = CaptionerSettings(source=captioner)
         self.tokenizer = load_tokenizer(captioner, "model.init_args.captioner")
-        tower = load_blip(settings, self.tokenizer).vision_model
+        blip = load_blip(settings, self.tokenizer)
+        tower = blip.vision_model
         config = {
             "vision_config": tower.config.to_dict(),
             "qformer_config": qformer,
@@ -225,6 +226,12 @@ class MatchingModel(nn.Module):
         }
         self.matcher = load_matching_model(None, config, None, len(self.tokenizer), "model.init_args.qformer")
         self.matcher.vision_model.load_state_dict(tower.state_dict())
+        # The published captioner's Q-Former was first a matching one; here it is the other way round.
+        fitting = {name: tensor.shape for name, tensor in self.matcher.qformer.state_dict().items()}
+        known = {n: t for n, t in blip.qformer.state_dict().items() if fitting.get(n) == t.shape}
+        self.matcher.qformer.load_state_dict(known, strict=False)
+        if self.matcher.query_tokens.shape == blip.query_tokens.shape:
+            self.matcher.query_tokens.data.copy_(blip.query_tokens)
         self.matcher.vision_model.requires_grad_(False)
         norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
         norm.eps = LAVIS_NORM_EPS
