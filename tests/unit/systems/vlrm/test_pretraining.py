@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
+from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.systems.vlrm.pretraining import draw_captions, told_share, with_wrong_tokens
+from avcap_zoo.systems.base import OptimizerSettings
+from avcap_zoo.systems.vlrm.pretraining import (
+    BLIP2,
+    MatchingPretraining,
+    draw_captions,
+    told_share,
+    with_wrong_tokens,
+)
+from tests.unit.systems.vlrm import toy
 
 
 def test_captions_of_a_style() -> None:
@@ -42,3 +53,25 @@ def test_how_much_a_caption_tells() -> None:
     assert told_share("a dog", whole) == pytest.approx(2 / 6)
     assert told_share("two birds", whole) == 0
     assert told_share("", "") == 0
+
+
+def test_the_matching_model_begins_with_what_the_captioner_sees_and_learns_on_its_tower(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captioner = BLIP2(toy.parts()["captioner"])
+    save_parts(tmp_path, captioner.blip, captioner.tokenizer)
+    system = MatchingPretraining(str(tmp_path), toy.QFORMER, str(tmp_path / "itm"), OptimizerSettings(), 3, 16)
+    system.configure_model()
+    matcher = system.model.matcher
+    learnt = captioner.blip.qformer.state_dict()
+    for name, tensor in learnt.items():
+        assert torch.equal(matcher.qformer.state_dict()[name], tensor), name
+    assert len(matcher.qformer.state_dict()) > len(learnt)  # it reads text, too
+    assert torch.equal(matcher.query_tokens, captioner.blip.query_tokens)
+    batch = toy.batch(4)
+    batch.captions = [["a red ball", f"a red ball at the {place}"] for place in ("top", "left", "right", "bottom")]
+    losses = system.training_loss(batch)
+    assert set(losses) == {"matching", "tokens"}
+    sum(losses.values()).backward()
+    for part in (matcher.qformer, matcher.itm_head, system.model.token_head, matcher.vision_model.post_layernorm):
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
+    assert all(parameter.grad is None for parameter in matcher.vision_model.encoder.parameters())
