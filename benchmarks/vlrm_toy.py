@@ -30,6 +30,7 @@ from avcap_zoo.tables.pictures import Line, line_chart
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "tiny"
 PARTS = {"blip2": "blip2", "itm": "itm", "clip_judge": "clip_judge.safetensors", "clip": "clip.safetensors"}
 BASE = "before"
+KINDS = ("picture", "colour", "place", "background")
 ROWS = {"VLRM": "vlrm", "VLRM-RS": "vlrm_rs"}
 MEASURES = {
     "recall_1": "recall R@1",
@@ -41,8 +42,11 @@ MEASURES = {
     "colour_coverage": "colour coverage",
     "told": "details told per caption",
     "right": "right details per caption",
-    "precision": "share of the told details that are right",
     "complete": "share of all details that are told rightly",
+    "right_picture": "right of the told objects",
+    "right_colour": "right of the told colours",
+    "right_background": "right of the told backgrounds",
+    "right_place": "right of the told places (chance 0.25)",
     "grammatical": "share of grammatical captions",
     "fluency": "fluency (log-probability of a token)",
     "repeated_words": "repeated words per caption",
@@ -98,12 +102,15 @@ def measure(folder: Path) -> dict[str, float]:
     lines = (folder / "test" / "test_captions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     found = [count_details(row["caption"], max(row["references"], key=len)) for row in rows]
-    told, right, there = (sum(getattr(item, name) for item in found) for name in ("told", "right", "all"))
-    return scores | {
-        "told": told / len(rows),
-        "right": right / len(rows),
-        "precision": right / max(1, told),
-        "complete": right / there,
+    told, right, there = (
+        {kind: sum(getattr(item[kind], name) for item in found) for kind in KINDS} for name in ("told", "right", "all")
+    )
+    return {
+        **scores,
+        "told": sum(told.values()) / len(rows),
+        "right": sum(right.values()) / len(rows),
+        "complete": sum(right.values()) / sum(there.values()),
+        **{f"right_{kind}": right[kind] / max(1, told[kind]) for kind in KINDS},
         "grammatical": sum(read_picture_caption(row["caption"]).grammatical for row in rows) / len(rows),
     }
 

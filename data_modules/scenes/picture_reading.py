@@ -50,7 +50,7 @@ class PictureSaid:
 
 @dataclass(frozen=True)
 class Details:
-    """Details of a caption: objects, their colours, their places, the background.
+    """Details of one kind in a caption.
 
     Attributes:
         told: how many the caption tells.
@@ -72,25 +72,24 @@ def read_picture_caption(text: str) -> PictureSaid:
     return PictureSaid(objects, backgrounds[-1] if backgrounds else "", bool(_SENTENCE.fullmatch(lowered)) and articles)
 
 
-def count_details(caption: str, whole: str) -> Details:
+def count_details(caption: str, whole: str) -> dict[str, Details]:
     """Hold a caption against the one that tells everything.
 
     Args:
         caption: the caption to judge.
         whole: the picture's detailed caption: the last and longest of `grammar.picture_captions`.
+
+    Returns:
+        What it tells of each kind: `picture` (the objects), `colour`, `place`, `background`.
     """
     said, truth = read_picture_caption(caption), read_picture_caption(whole)
     true = {thing.picture: thing for thing in truth.objects}
-    told = right = 0
-    for thing in said.objects:
-        real = true.pop(thing.picture, ObjectSaid(""))
-        for found, wanted in (
-            (thing.picture, real.picture),
-            (thing.colour, real.colour),
-            (thing.place, real.place),
-        ):
-            told += bool(found)
-            right += bool(found) and found == wanted
-    told += bool(said.background)
-    right += bool(said.background) and said.background == truth.background
-    return Details(told, right, 3 * len(truth.objects) + 1)
+    pairs = [(thing, true.pop(thing.picture, None)) for thing in said.objects]
+    found = {}
+    for kind in ("picture", "colour", "place"):
+        told = [(getattr(thing, kind), real) for thing, real in pairs if getattr(thing, kind)]
+        right = sum(real is not None and value == getattr(real, kind) for value, real in told)
+        found[kind] = Details(len(told), right, len(truth.objects))
+    told_background = bool(said.background)
+    right_background = told_background and said.background == truth.background
+    return {**found, "background": Details(int(told_background), int(right_background), 1)}

@@ -21,7 +21,8 @@ def test_what_the_captions_say_is_measured(tmp_path: Path) -> None:
     rows = [{"id": str(i), "caption": text, "references": ["a dog.", WHOLE]} for i, text in enumerate(said)]
     (folder / "test_captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = measure(tmp_path)
-    assert (found["told"], found["right"], found["precision"], found["grammatical"]) == (2, 1.5, 0.75, 0.5)
+    assert (found["told"], found["right"], found["grammatical"]) == (2, 1.5, 0.5)
+    assert (found["right_picture"], found["right_colour"], found["right_place"]) == (1, 0.5, 0)
     assert found["complete"] == 3 / 14
     rows_of_table = table({"before": [found], "VLRM": [found, found | {"told": 4}]}).splitlines()
     assert rows_of_table[0] == "| test | before | VLRM |"
