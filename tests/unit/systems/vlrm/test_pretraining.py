@@ -71,7 +71,7 @@ def test_the_matching_model_begins_with_what_the_captioner_sees_and_learns_on_it
     batch.captions = [["a red ball", f"a red ball at the {place}"] for place in ("top", "left", "right", "bottom")]
     losses = system.training_loss(batch)
     assert set(losses) == {"matching", "tokens"}
-    sum(losses.values()).backward()
+    torch.stack([*losses.values()]).sum().backward()
     for part in (matcher.qformer, matcher.itm_head, system.model.token_head, matcher.vision_model.post_layernorm):
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
     assert all(parameter.grad is None for parameter in matcher.vision_model.encoder.parameters())
