@@ -32,6 +32,8 @@ class LanguageSettings:
         source: hub id or local folder in transformers format; None = random weights from `config`.
         config: keys of the transformers config, `model_type` among them; used only without `source`.
         tokenizer: hub id or folder; None = that of `source`, or the built-in word pieces without a source.
+        words: whole words that the built-in word pieces have beside their own; the fewer pieces, the sooner a small
+            model learns.
         pad_with_end: True pads with the end token where the tokenizer has no padding token, and leaves the vocabulary
             as it is; False adds a token.
         dtype: dtype of the frozen weights. Trained ones are float32.
@@ -45,6 +47,7 @@ class LanguageSettings:
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    words: tuple[str, ...] = ()
     pad_with_end: bool = False
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     training: TrainingMode = "lora"
@@ -370,7 +373,7 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
 def _load_tokenizer(settings: LanguageSettings) -> Any:
     name = settings.tokenizer or settings.source
     if name is None:
-        tokenizer = word_piece_tokenizer()
+        tokenizer = word_piece_tokenizer(settings.words)
     else:
         from transformers import AutoTokenizer
 
@@ -446,8 +449,11 @@ def built_in_words() -> list[str]:
     return files("avcap_zoo.backbones").joinpath("words.txt").read_text(encoding="utf-8").split()
 
 
-def word_piece_tokenizer() -> Any:
+def word_piece_tokenizer(words: Sequence[str] = ()) -> Any:
     """The tokenizer of models built from a config alone: whole words, and single characters for anything else.
+
+    Args:
+        words: in lower case, beside the built-in ones.
 
     Returns:
         A transformers fast tokenizer, lower-casing; ids 0-3 are pad, begin, end and unknown.
@@ -457,7 +463,7 @@ def word_piece_tokenizer() -> Any:
 
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces = ["<pad>", "<s>", "</s>", "<unk>", *characters, *(f"##{c}" for c in characters)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *built_in_words()]))}
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *built_in_words(), *words]))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=200))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
