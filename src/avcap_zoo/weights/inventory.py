@@ -195,7 +195,10 @@ def _folder_stock(named: NamedWeights) -> Stock | None:
             raise WeightsError(f"{folder} holds no tokenizer, wanted one of {', '.join(_TOKENIZER_FILES)}")
         return Stock(True, f"in {folder}")
     for index in sorted(folder.glob("*.index.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{index} is no index of a sharded checkpoint: no readable 'weight_map'") from error
         absent = sorted(shard for shard in shards if not (folder / shard).exists())
         if absent:
             raise WeightsError(f"{folder} lacks {len(absent)} of {len(shards)} shards: {', '.join(absent[:3])}")
