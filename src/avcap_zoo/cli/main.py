@@ -46,6 +46,7 @@ AVCAP_VERBS = TRAINER_VERBS | {
     "chat": Verb("ask about a picture, a sound, or both", "avcap_zoo.cli.chat"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
     "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
+    "build": Verb("make an instruction set out of annotations", "avcap_zoo.cli.build"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
     "doctor": Verb("check this machine, and whether a configuration can run on it", "avcap_zoo.cli.doctor"),
