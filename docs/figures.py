@@ -18,7 +18,7 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parent
 WORK = Path("runs/figures")
 LARGEST_BYTES = 200_000
-CLIP, PICTURE = 1, 5
+PICTURE = 5
 SENTENCE = "A phone rings, a bell chimes, and the audience claps."
 
 
@@ -76,13 +76,15 @@ def trained(name: str, checkpoint: str) -> Path:
 
 
 def clip() -> Path:
-    """A list of one generated clip: its sound, and its video."""
+    """A list of one generated clip in which one thing follows another: its sound, and its video."""
     root = WORK / "scenes"
     if not root.exists():
         avcap("scenes", "--out", str(root), "--clips", "12", "--format", "audiocaps", "--seed", "7")
-    video = sorted(root.rglob("*.mp4"))[CLIP]
+    rows = map(json.loads, (root / "audiocaps/annotations.jsonl").read_text(encoding="utf-8").splitlines())
+    clip_id = next(row["clip_id"] for row in rows if row["relation"] not in {"single", "while"})
+    video = next(root.rglob(f"{clip_id}*.mp4"))
     sound = next(path for path in root.rglob(f"{video.stem}.*") if path.suffix != ".mp4")
-    row = {"id": video.stem, "audio": str(sound.resolve()), "visual": str(video.resolve())}
+    row = {"id": clip_id, "audio": str(sound.resolve()), "visual": str(video.resolve())}
     (WORK / "clip.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return WORK / "clip.jsonl"
 
