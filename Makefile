@@ -38,7 +38,7 @@ smoke: $(INSTALLED)  ## two training steps of LAVCap at toy size
 	$(BIN)/lightning fit -c configs/tiny/lavcap.yaml -c configs/tiny/smoke.yaml
 
 docs: $(INSTALLED)  ## the documentation as a site: site/index.html
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
 
 figures: $(INSTALLED)  ## the pictures of README and docs, from small models that are trained first, in runs/figures
 	$(BIN)/python docs/figures.py

@@ -283,6 +283,7 @@ def test_the_page_of_weights_has_every_entry(generate: ModuleType) -> None:
         assert str(entry.get("hub_id") or entry["file"]) in page
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     import subprocess
