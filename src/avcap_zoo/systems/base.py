@@ -29,6 +29,8 @@ from avcap_zoo.weights.fingerprint import fingerprint, whole
 from avcap_zoo.weights.load import compare_keys
 
 CHECKPOINT_KEY = "avcap_zoo"
+TEXT_TOKENS = 48
+"""Tokens of prompt and caption that an estimate of a step counts for each clip."""
 _SHOWN_CAPTIONS = 3
 MOST_SKIPPED = 10
 """Batches in a row without a finite loss, until the run ends although they are to be skipped."""
@@ -79,6 +81,22 @@ class Requirements:
 
     sample_rate_hz: int | None
     modalities: tuple[Modality, ...] = field(default=("audio", "visual"))
+
+
+@dataclass
+class StepWork:
+    """What a training step computes, for an estimate of its memory and time.
+
+    Attributes:
+        positions: by dotted name of a part of the model, in the order of the forward pass: positions (tokens, patches)
+            of one clip that go through its layers, as often as they do.
+        behind: parts that stand behind trained ones, and so pass gradients on even where they are frozen.
+        clips_at_once: clips whose activations are in memory together; None = those of a batch.
+    """
+
+    positions: dict[str, float]
+    behind: tuple[str, ...] = ()
+    clips_at_once: int | None = None
 
 
 class System(LightningModule):
@@ -140,12 +158,20 @@ class System(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
+        self.check_data(data)
         self.decoding = {
             "sample_rate_hz": data.sample_rate_hz,
             "num_frames": data.num_frames,
             "image_size_px": data.image_size_px,
             "precision": str(self.trainer.precision),
         }
+
+    def check_data(self, data: ClipSource) -> None:
+        """Compare a data module with `requirements`.
+
+        Raises:
+            ConfigError: sample rate or modalities do not fit; names both values and keys.
+        """
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
             raise ConfigError(
@@ -233,6 +259,16 @@ class System(LightningModule):
         mean = number.float()
         torch.distributed.all_reduce(mean)
         return mean / self.trainer.world_size
+
+    # For those who look before anything is built
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """The arguments that count with this configuration, as in YAML; others may name files that are not needed."""
+        return dict(self.init_args)
+
+    def step_work(self, num_frames: int) -> StepWork | None:
+        """What a step of the model, once built, computes with so many frames per clip; None: it does not say."""
+        return None
 
     # Optimizer
 

@@ -20,7 +20,7 @@ from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_image
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.metrics.contrast import ContrastModel
-from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, plain
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork, System, plain
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
 from avcap_zoo.systems.vlrm.captioner import load_tokenizer as load_captioner_tokenizer
 from avcap_zoo.systems.vlrm.matcher import (
@@ -186,6 +186,14 @@ class BLIP2Pretraining(_PicturePretraining):
         if not hasattr(self, "model"):
             self.model = BLIP2(self.captioner)
 
+    def step_work(self, num_frames: int) -> StepWork:
+        """Picture, queries, and a caption behind them."""
+        queries = self.model.blip.query_tokens.shape[1]
+        vision = self.model.blip.vision_model.embeddings.num_positions
+        return StepWork(
+            {"blip.vision_model": vision, "blip.qformer": queries, "blip.language_model": queries + TEXT_TOKENS}
+        )
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
         if self.global_step < self.words_steps:
@@ -305,6 +313,12 @@ class MatchingPretraining(_PicturePretraining):
         if not hasattr(self, "model"):
             self.model = MatchingModel(*self.arguments)
 
+    def step_work(self, num_frames: int) -> StepWork:
+        """The picture once; queries and caption for the match and for its opposite."""
+        queries = self.model.matcher.query_tokens.shape[1]
+        vision = self.model.matcher.vision_model.embeddings.num_positions
+        return StepWork({"matcher.vision_model": vision, "matcher.qformer": 2 * (queries + TEXT_TOKENS)})
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of match or no match.
 
@@ -358,6 +372,11 @@ class ContrastPretraining(_PicturePretraining):
         if not hasattr(self, "model"):
             self.model = ContrastModel("", None, self.config, "float32", "model.init_args")
             self.model.requires_grad_(True)
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Picture and caption."""
+        clip = self.model.clip
+        return StepWork({"clip.visual": len(clip.visual.positional_embedding), "clip.transformer": clip.context_length})
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of finding each picture's own caption in the batch, and each caption's own picture."""
