@@ -28,7 +28,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from avcap_zoo.cli.devices import HPU_STRATEGY, check_accelerator
+from avcap_zoo.cli.config_files import set_environment
+from avcap_zoo.cli.devices import check_accelerator, trainer_options
 from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_name
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
@@ -107,6 +108,12 @@ class CaptionCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument("--model", type=System, required=True, sub_configs=True, help="The system to run.")
         parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True, help="The data set.")
+        parser.add_argument(
+            "--environment",
+            type=dict[str, str],
+            default={},
+            help="Variables for libraries that read them when they are imported; what is set already stays.",
+        )
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -138,6 +145,7 @@ class CaptionCLI(LightningCLI):
             "data": CaptionDataModule,
             "trainer": Trainer,
             "seed_everything": bool | int,
+            "environment": dict[str, str],
         } | {name: hints[name] for name in self._subcommand_method_arguments[verb]}
 
     @override
@@ -161,9 +169,10 @@ class CaptionCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         """Ask for the device before a model is built for it."""
-        accelerator = self._get(self.config, "trainer").get("accelerator")
-        if isinstance(accelerator, str):
-            check_accelerator(accelerator)
+        set_environment(self._get(self.config, "environment"))
+        trainer = self._get(self.config, "trainer")
+        if isinstance(trainer.get("accelerator"), str):
+            check_accelerator(trainer["accelerator"], trainer.get("precision"))
 
     @override
     def instantiate_classes(self) -> None:
@@ -195,8 +204,7 @@ class CaptionCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         root = settings["default_root_dir"] or Path("runs") / short_name(self._get(self.config, "model")["class_path"])
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
-        if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
-            ours["strategy"] = HPU_STRATEGY
+        ours |= trainer_options(settings)
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:
             ours["callbacks"] = _with_progress_bar(settings["callbacks"])
         if settings["logger"] in {None, True} and not settings["barebones"]:

@@ -207,8 +207,9 @@ class System(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # One pass over memory on a processor; elsewhere torch chooses, and fused would refuse fp16 with clipping.
-        fused = True if all(p.device.type == "cpu" for p in trained) else None
+        # One pass over memory on a processor; elsewhere torch chooses. Lightning does not clip with it in mixed precision.
+        mixed = "mixed" in str(self.trainer.precision)
+        fused = True if not mixed and all(p.device.type == "cpu" for p in trained) else None
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
         )
