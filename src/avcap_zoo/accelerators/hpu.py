@@ -35,7 +35,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 """What both accelerators compute in."""
 LAST_WITH_HABANA = Version("2.5.5")
 """The last Lightning that knows lightning-habana."""
-INSTALL_HABANA = "pip install -c constraints-hpu.txt -e '.[hpu]'"
+MENDING = "pip install -c constraints-hpu.txt -e '.[hpu]', or take lightning 2.6, which does without"
 
 
 class HPUAccelerator(Accelerator):
@@ -268,11 +268,11 @@ def _lightnings_own() -> tuple[Any, ...]:
     """
     found = f"trainer.accelerator is hpu, and lightning {lightning.__version__} runs it through lightning-habana 1.6.0"
     if importlib.util.find_spec("lightning_habana") is None:
-        raise DeviceError(f"{found}, which is not installed: {INSTALL_HABANA}, or take lightning 2.6")
+        raise DeviceError(f"{found}, which is not installed: {MENDING}")
     try:
         habana = importlib.import_module("avcap_zoo.accelerators.habana")
     except Exception as error:
-        raise DeviceError(f"{found}, which cannot be imported ({first_line(error)}): {INSTALL_HABANA}") from error
+        raise DeviceError(f"{found}, which cannot be imported ({first_line(error)}): {MENDING}") from error
     return (habana.HPUAccelerator, habana.SingleHPUStrategy, habana.HPUDDPStrategy)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from habana_frameworks.torch import core, hpu
 from habana_frameworks.torch.device import start
+from habana_frameworks.unused import install
 
 __all__ = ["core", "hpu"]
 
 start()
+install()

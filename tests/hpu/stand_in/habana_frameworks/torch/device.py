@@ -9,8 +9,10 @@ import atexit
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._dynamo import register_backend
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 FOLDER = "STAND_IN_RECORD"
 """Variable that names the folder of the record, one file per process."""
+undo = ExitStack()
 record: dict[str, Any] = {"marks": 0, "autocast": [], "graphs": 0, "lazy_mode": None, "process_group": None}
 
 
@@ -28,6 +31,8 @@ class HpuIsCpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.device:  # the name itself stays
+            return func(*args, **(kwargs or {}))
         return func(*map(on_cpu, args), **{name: on_cpu(value) for name, value in (kwargs or {}).items()})
 
 
@@ -40,17 +45,18 @@ def on_cpu(value: Any) -> Any:
 def start() -> None:
     """Make the device, the autocast and the compiler of it; write the record at exit."""
     record["lazy_mode"] = os.environ.get("PT_HPU_LAZY_MODE")
-    HpuIsCpu().__enter__()
+    undo.enter_context(HpuIsCpu())
     initialise = torch.autocast.__init__
 
-    def autocast(self: torch.autocast, device_type: str, *args: Any, **options: Any) -> None:
-        if device_type == "hpu":
-            dtype = options.get("dtype", args[0] if args else None)
-            if str(dtype) not in record["autocast"]:
-                record["autocast"].append(str(dtype))
-        initialise(self, on_cpu(device_type), *args, **options)
+    # With the parameters of torch's own, which its compiler reads.
+    def autocast(
+        self: torch.autocast, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None
+    ) -> None:
+        if device_type == "hpu" and enabled and str(dtype) not in record["autocast"]:
+            record["autocast"].append(str(dtype))
+        initialise(self, on_cpu(device_type), dtype, enabled, cache_enabled)
 
-    torch.autocast.__init__ = autocast  # type: ignore[assignment]
+    undo.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
     if "hpu_backend" not in list_backends():
         register_backend(count_graph, name="hpu_backend")
     if FOLDER in os.environ:

@@ -1,1 +1,0 @@
-"""Eight-bit training, which nothing here uses; lightning-habana imports it."""
