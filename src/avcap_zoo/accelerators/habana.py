@@ -1,8 +1,9 @@
-"""lightning-habana's accelerator and strategies, with what newer versions of torch need; for Lightning 2.5.0 to 2.5.5."""
+"""lightning-habana's accelerator and strategies, with what a newer torch needs; for Lightning 2.5.0 to 2.5.5."""
 
 from __future__ import annotations
 
-from lightning_habana import HPUAccelerator, HPUDDPStrategy as _HPUDDPStrategy, SingleHPUStrategy
+from lightning_habana import HPUAccelerator, SingleHPUStrategy
+from lightning_habana import HPUDDPStrategy as _HPUDDPStrategy
 
 from avcap_zoo.accelerators.hpu import UnboundProcessGroup
 

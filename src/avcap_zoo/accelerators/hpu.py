@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.distributed import ReduceOp, _init_dist_connection
+from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.plugins import MixedPrecision
@@ -196,14 +196,12 @@ class HPUDDPStrategy(_GaudiSteps, UnboundProcessGroup):
         """DDP is not told: a process has one card."""
 
     @override
-    def reduce(
-        self, tensor: Any, group: Any | None = None, reduce_op: ReduceOp.RedOpType | str | None = "mean"
-    ) -> Any:
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
         """Over all processes; HCCL has no mean, so that is a sum and a division."""
         if not isinstance(tensor, Tensor):
             return tensor
         tensor = tensor.to(self.root_device)
-        if reduce_op not in ("mean", "avg", ReduceOp.AVG):
+        if reduce_op not in ("mean", "avg", torch.distributed.ReduceOp.AVG):
             return super().reduce(tensor, group, reduce_op)
         return super().reduce(tensor, group, "sum") / torch.distributed.get_world_size(group)
 

@@ -207,7 +207,7 @@ class System(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # One pass over memory on a processor; elsewhere torch chooses. Lightning does not clip with it in mixed precision.
+        # One pass over memory on a processor; elsewhere torch chooses. In mixed precision Lightning clips no fused one.
         mixed = "mixed" in str(self.trainer.precision)
         fused = True if not mixed and all(p.device.type == "cpu" for p in trained) else None
         optimizer = torch.optim.AdamW(

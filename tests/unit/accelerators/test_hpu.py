@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from packaging.version import Version
 from typing_extensions import override
 
@@ -113,7 +113,7 @@ def test_several_cards_are_averaged_by_a_sum(record: dict[str, Any], monkeypatch
         asked.append(reduce_op)
         return tensor * 2
 
-    monkeypatch.setattr(hpu.DDPStrategy, "reduce", summed)
+    monkeypatch.setattr(DDPStrategy, "reduce", summed)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
     monkeypatch.setattr(type(strategy), "local_rank", 0)
     assert float(strategy.reduce(torch.tensor(3), reduce_op="mean")) == 3.0
@@ -138,7 +138,9 @@ def test_precision_of_another_device(precision: str, record: dict[str, Any]) -> 
 @of_ours
 def test_lightning_without_its_habana_package(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning, "__version__", "2.5.5")
-    with pytest.raises(DeviceError, match=r"lightning 2\.5\.5 runs it through .* not installed: pip install -c") as caught:
+    with pytest.raises(
+        DeviceError, match=r"lightning 2\.5\.5 runs it through .* not installed: pip install -c"
+    ) as caught:
         hpu.check_and_register()
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Names of the vendor's container that lightning-habana imports and nothing here uses: data loader, eight-bit training."""
+"""Names of the vendor's container that lightning-habana imports and nothing here uses."""
 
 from __future__ import annotations
 

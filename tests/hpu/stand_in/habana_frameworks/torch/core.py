@@ -10,4 +10,4 @@ def mark_step() -> None:
 
 
 def is_lazy() -> bool:
-    return record["lazy_mode"] == "1"
+    return bool(record["lazy_mode"] == "1")

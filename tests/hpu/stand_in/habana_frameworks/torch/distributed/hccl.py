@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
 from habana_frameworks.torch.device import record
 
 
