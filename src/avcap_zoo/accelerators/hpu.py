@@ -154,8 +154,8 @@ class SingleHPUStrategy(_GaudiSteps, SingleDeviceStrategy):
 class UnboundProcessGroup(DDPStrategy):
     """A DDP strategy whose process group is not bound to a device.
 
-    Lightning would bind it to "hpu", of which every process has its own; torch 2.6 to 2.12 refuse a device without an
-    index.
+    Lightning, lightning-habana's strategy included, would bind it to "hpu", of which every process has its own; torch
+    (2.9 and 2.12 were looked at) refuses a device without an index.
     """
 
     @override
