@@ -1,4 +1,4 @@
-"""Names of the vendor's container that lightning-habana imports and nothing here uses."""
+"""Names of the vendor's container that lightning-habana imports and nothing of ours uses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MODULES = {
     "habana_frameworks.mediapipe.operators.cpu_nodes.cpu_nodes": ["media_function"],
     "habana_frameworks.mediapipe.plugins": [],
     "habana_frameworks.mediapipe.plugins.iterator_pytorch": ["HPUResnetPytorchIterator"],
+    "habana_frameworks.torch.utils": [],
+    "habana_frameworks.torch.utils.library_loader": ["is_habana_available"],  # whose instance counts as true
     "habana_frameworks.torch.hpex": [],
     "habana_frameworks.torch.hpex.experimental": [],
     "habana_frameworks.torch.hpex.experimental.transformer_engine": ["fp8"],
