@@ -242,7 +242,7 @@ class LAVCapModel(nn.Module):
         fused = self.fuse(batch)
         chosen = torch.randint(len(self.prompts.training), (len(batch),)).tolist()
         prompts = [self.prompts.training[index] for index in chosen]
-        before, after = self._prompt_ids(prompts)
+        before, after = self._prompt_ids(prompts, self.prompts.training)
         caption = self.language.token_ids(batch.caption, end=True, max_tokens=self.prompts.max_caption_tokens)
         text = self.language.wrap(
             self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.released_gap
@@ -262,14 +262,22 @@ class LAVCapModel(nn.Module):
             fused: what `fuse` made of this batch, where that is known already.
         """
         fused = self.fuse(batch) if fused is None else fused
-        before, after = self._prompt_ids([self.prompts.evaluation] * len(batch))
+        before, after = self._prompt_ids([self.prompts.evaluation] * len(batch), [])
         text = self.language.wrap(self.projector(fused.tokens), fused.mask, before, after)
         return self.language.decode(self.language.generate(text, self.generation))
 
-    def _prompt_ids(self, prompts: Sequence[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Ids and masks of the text before and after the marker, tokenised apart as released."""
-        halves = [prompt.split(MARKER) for prompt in prompts]
-        return self.language.token_ids([h[0] for h in halves]), self.language.token_ids([h[1] for h in halves])
+    def _prompt_ids(
+        self, prompts: Sequence[str], possible: Sequence[str]
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Ids and masks of the text before and after the marker, tokenised apart as released.
+
+        Where shapes are to be few, they are as long as the longest of all `possible` prompts.
+        """
+        longest = possible if self.language.length_buckets else []
+        halves = zip(*(prompt.split(MARKER) for prompt in (*prompts, *longest)), strict=True)
+        before, after = (self.language.token_ids(texts) for texts in halves)
+        count = len(prompts)
+        return (before[0][:count], before[1][:count]), (after[0][:count], after[1][:count])
 
 
 def build_audio_encoder(settings: AudioSettings) -> CED:
