@@ -8,7 +8,10 @@ import subprocess
 
 from tests.house import tree
 
-TARGETS = {"help", "install", "demo", "test", "test-fast", "lint", "format", "typecheck", "smoke", "dist", "clean"}
+TARGETS = {
+    "help", "install", "demo", "reproduce-tables", "test", "test-fast", "lint", "format", "typecheck", "smoke", "dist",
+    "clean",
+}  # fmt: skip
 TEXT = (tree.ROOT / "Makefile").read_text(encoding="utf-8")
 
 

@@ -48,6 +48,7 @@ AVCAP_VERBS = TRAINER_VERBS | {
     "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
+    "reproduce": Verb("run the papers' tables, at full size and with toy models", "avcap_zoo.cli.reproduce"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }
 
