@@ -217,7 +217,7 @@ def _run(outcomes: Sequence[TableOutcome], console: Console) -> list[TableOutcom
 
 
 def _with_needs(runs: Sequence[RowRun]) -> list[RowRun]:
-    """Every run once, each behind what it needs; what many wait for comes first."""
+    """Every run once; what others need comes first, each behind what it needs itself."""
     ordered: dict[str, RowRun] = {}
 
     def add(run: RowRun) -> None:
@@ -225,7 +225,10 @@ def _with_needs(runs: Sequence[RowRun]) -> list[RowRun]:
             add(need)
         ordered.setdefault(run.key, run)
 
-    for run in sorted(runs, key=lambda run: not run.needs):
+    for run in runs:
+        for need in run.needs:
+            add(need)
+    for run in runs:
         add(run)
     return list(ordered.values())
 

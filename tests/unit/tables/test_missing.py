@@ -47,16 +47,16 @@ def audiocaps(root: Path | None) -> dict[str, Any]:
 
 def test_everything_that_is_missing_is_named_with_its_remedy() -> None:
     found = what_is_missing(*row("zeraucap", "ablation", "wavcaps_audioset_chatgpt_on"))
-    assert found == [
+    assert "\n".join(found) == (
         "data audiocaps: no folder is named; give --data ROOT, which holds audiocaps/ "
-        "(avcap prepare audiocaps --videos DIR --out ROOT, docs/data.md)",
+        "(avcap prepare audiocaps --videos DIR --out ROOT, docs/data.md)\n"
         "weights wavcaps-htsat-bert: checkpoints/HTSAT-BERT-PT.pt does not exist; from Google Drive folder linked in "
-        "retrieval/README.md of github.com/XinhaoMei/WavCaps (checkpoints/README.md)",
-        "weights bert-base-uncased: bert-base-uncased is not in the hub's cache; hf download bert-base-uncased",
-        "weights opt-1.3b: facebook/opt-1.3b is not in the hub's cache; hf download facebook/opt-1.3b",
+        "retrieval/README.md of github.com/XinhaoMei/WavCaps (checkpoints/README.md)\n"
+        "weights bert-base-uncased: bert-base-uncased is not in the hub's cache; hf download bert-base-uncased\n"
+        "weights opt-1.3b: facebook/opt-1.3b is not in the hub's cache; hf download facebook/opt-1.3b\n"
         "file data/keywords/audioset_and_chatgpt.txt: does not exist; the heads of the rows' configurations say what "
-        "it holds",
-    ]
+        "it holds"
+    )
 
 
 def test_an_extra_and_a_device_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_a_folder_with_three_percent_of_its_clips(tmp_path: Path, scenes_root: P
     content["data"]["init_args"]["seed"] = 1  # another data module, which reads anew
     said = missing_data(content, trained=False)
     assert said.startswith(
-        f"data audiocaps: audiocaps test: only 6 of 200 official clips (3 %) are in {root}; the first"
+        f"data audiocaps: audiocaps test: only 6 of 200 official clips (3%) are in {root}; the first"
     )
     assert "docs/data.md" in said
 
