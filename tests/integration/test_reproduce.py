@@ -94,14 +94,15 @@ def runs_below(out: Path) -> list[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_resumed_and_kept(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, **quiet) as first:
-        deadline = time.monotonic() + 300
-        while not list(out.glob("rows/*/fit.done")):
-            assert first.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        first.send_signal(signal.SIGKILL)
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL) as first:
+        try:
+            deadline = time.monotonic() + 600
+            while not list(out.glob("rows/*/fit.done")):
+                assert first.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            first.send_signal(signal.SIGKILL)
     (done,) = out.glob("rows/*/fit.done")
     folder = done.parent
     assert not (folder / "result.json").exists()

@@ -45,7 +45,7 @@ COLUMNS = {
     "caption_words": Column("words", 1.0),
     "bad_phrases": Column("bad phrases", 1.0, 2),
     "events": Column("right events"),
-    "related": Column("related"),
+    "related": Column("rightly (un)related"),
     "mos": Column("opinion", 1.0, 2),
     "mos_margin": Column("±", 1.0, 2),
 }

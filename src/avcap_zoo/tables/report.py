@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from avcap_zoo.tables.clip_views import ClipView
+from avcap_zoo.tables.page import template_text
 from avcap_zoo.tables.pictures import Lane, Line, data_uri, line_chart, matrix_picture, photo_uri
 from avcap_zoo.tables.run_results import (
     Annotations,
@@ -96,11 +96,6 @@ def report_html(record: DemoRecord) -> str:
             for name, text in record.settings.items()
         ),
     )
-
-
-def template_text(name: str) -> str:
-    """A file of the folder of templates."""
-    return files("avcap_zoo.tables").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
 def percent(share: float) -> str:

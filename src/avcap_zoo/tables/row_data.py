@@ -5,22 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soundfile
 import yaml
-from jsonargparse import set_loader
 
-from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, load_yaml
-from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.data_modules.dataset import ClipDataset
-from avcap_zoo.data_modules.records import PackedRecords
-from avcap_zoo.data_modules.scenes.export import encode_jpg
+if TYPE_CHECKING:
+    from avcap_zoo.data_modules.base import CaptionDataModule
 
 _RATE_HZ = 16_000
 _PICTURES = 4
@@ -46,6 +41,12 @@ def data_module(section: Mapping[str, Any]) -> CaptionDataModule:
 
 @lru_cache(maxsize=32)
 def _data_module(section: str) -> CaptionDataModule:
+    # Only here, as below: a page of clips that were decoded before needs neither torch nor lightning.
+    from jsonargparse import set_loader
+
+    from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, load_yaml
+    from avcap_zoo.data_modules.base import CaptionDataModule
+
     set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
     parser = CaptionArgumentParser(prog="avcap reproduce", allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True)
@@ -65,28 +66,38 @@ def clip_media(section: Mapping[str, Any], clip_ids: Sequence[str], folder: Path
     wanted = {clip_id for clip_id, stem in stems.items() if not _index_of(stem).is_file()}
     if wanted:
         folder.mkdir(parents=True, exist_ok=True)
-        data = data_module(section)
-        decode = replace(
-            data.decode,
-            sample_rate_hz=_RATE_HZ,
-            num_frames=min(_PICTURES, data.num_frames),
-            image_size_px=_SIDE_PX,
-            on_error="skip",
-            prefer_features=False,
-            caches={},
-        )
-        data.setup("test")
-        records = data.records("test")
-        for record in (records[index] for index in range(len(records))):
-            if record.clip_id in wanted:
-                sample = ClipDataset(PackedRecords([record]), decode, seed=0, training=False)[0, 0]
-                frames = [] if sample.frames is None else [frame.permute(1, 2, 0).numpy() for frame in sample.frames]
-                sound = None if sample.waveform is None else _mp3(sample.waveform.numpy())
-                _write(stems[record.clip_id], ClipMedia(sound, tuple(encode_jpg(frame) for frame in frames)))
+        for clip_id, media in _decode(data_module(section), wanted):
+            _write(stems[clip_id], media)
     return {clip_id: _read(stem) for clip_id, stem in stems.items() if _index_of(stem).is_file()}
 
 
+def _decode(data: CaptionDataModule, wanted: set[str]) -> Iterator[tuple[str, ClipMedia]]:
+    from avcap_zoo.data_modules.dataset import ClipDataset
+    from avcap_zoo.data_modules.records import PackedRecords
+    from avcap_zoo.data_modules.scenes.export import encode_jpg
+
+    decode = replace(
+        data.decode,
+        sample_rate_hz=_RATE_HZ,
+        num_frames=min(_PICTURES, data.num_frames),
+        image_size_px=_SIDE_PX,
+        on_error="skip",
+        prefer_features=False,
+        caches={},
+    )
+    data.setup("test")
+    records = data.records("test")
+    for record in (records[index] for index in range(len(records))):
+        if record.clip_id in wanted:
+            sample = ClipDataset(PackedRecords([record]), decode, seed=0, training=False)[0, 0]
+            frames = [] if sample.frames is None else [frame.permute(1, 2, 0).numpy() for frame in sample.frames]
+            sound = None if sample.waveform is None else _mp3(sample.waveform.numpy())
+            yield record.clip_id, ClipMedia(sound, tuple(encode_jpg(frame) for frame in frames))
+
+
 def _mp3(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    import soundfile
+
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform, _RATE_HZ, format="MP3")
     return buffer.getvalue()

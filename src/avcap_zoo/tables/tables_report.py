@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from avcap_zoo.errors import AvcapError
+from avcap_zoo.tables.page import template_text
 from avcap_zoo.tables.paper_tables import COLUMNS
 from avcap_zoo.tables.pictures import Line, data_uri, line_chart
-from avcap_zoo.tables.report import template_text
 from avcap_zoo.tables.result_tables import (
     NOT_PUBLISHED,
     PROVENANCE,

@@ -145,7 +145,7 @@ def test_the_key_changes_with_what_the_numbers_depend_on(tmp_path: Path) -> None
     (before,) = plan(tmp_path, place, "full")
     assert before.key == plan(tmp_path / "elsewhere", place, "full")[0].key
     assert before.key != plan(tmp_path, place, "full", present=["folder", 900, 975])[0].key
-    paper, table, row = find(*place.split())  # type: ignore[arg-type]
+    paper, table, row = find(*place.split())
     text = (REPOSITORY / row.full[-1]).read_text(encoding="utf-8")
     for name, changed, same in (
         ("comment.yaml", f"# more\n{text}", True),
