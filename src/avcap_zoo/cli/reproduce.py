@@ -7,7 +7,7 @@ that its numbers depend on, so that a run that was killed goes on at the row it 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,7 +138,7 @@ def _reproduce(options: ReproduceOptions, chosen: Sequence[tuple[Paper, PaperTab
             outcomes["tiny"] = _plan(chosen, "tiny", options)
         if track in outcomes:
             outcomes[track] = _run(outcomes[track], console)
-            _write(options.out, [one for part in ("full", "tiny") for one in outcomes.get(part, [])])
+            _write(options.out, in_order(outcomes.values()))
     for track in ("full", "tiny"):
         if track in outcomes:
             print_tables(console, outcomes[track])
@@ -231,6 +231,15 @@ def _with_needs(runs: Sequence[RowRun]) -> list[RowRun]:
     for run in runs:
         add(run)
     return list(ordered.values())
+
+
+def in_order(tracks: Iterable[Sequence[TableOutcome]]) -> list[TableOutcome]:
+    """Every table of the papers' sizes with its toy counterpart behind it."""
+    every = [outcome for track in tracks for outcome in track]
+    tables = list(dict.fromkeys((one.paper.system, one.table.table_id) for one in every))
+    return sorted(
+        every, key=lambda one: (one.paper.system, tables.index((one.paper.system, one.table.table_id)), one.track)
+    )
 
 
 def places(track: Track) -> list[dict[str, str]]:

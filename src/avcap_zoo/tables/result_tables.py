@@ -58,7 +58,9 @@ class TableOutcome:
         ours = {name: row.spread(name) for name in self.columns}
         found: dict[str, list[str]] = {}
         if self.track == "full":
-            found["paper"] = [_published(value) for value in row.row.paper]
+            found["paper"] = [
+                _published(value, COLUMNS[name].digits) for name, value in zip(self.columns, row.row.paper, strict=True)
+            ]
         if any(ours.values()):
             found["ours"] = [_spread(ours[name], COLUMNS[name].digits) for name in self.columns]
             if self.track == "full":
@@ -66,7 +68,17 @@ class TableOutcome:
                     _difference(ours[name], value, COLUMNS[name].digits)
                     for name, value in zip(self.columns, row.row.paper, strict=True)
                 ]
+        elif row.row.configs(self.track):
+            found["ours"] = ["not run", *[""] * (len(self.columns) - 1)]
         return found
+
+    def notes(self) -> list[str]:
+        """One line per row of which something is to be said; rows of which the same is said share it."""
+        said: dict[str, list[str]] = {}
+        for row in self.rows:
+            if reasons := self.why_not(row):
+                said.setdefault("; ".join(reasons), []).append(self.label(row))
+        return [f"{' / '.join(labels)}: {text}" for text, labels in said.items()]
 
     def provenance(self, row: RowOutcome) -> list[str]:
         """Cells under `PROVENANCE`; empty where nothing was run."""
@@ -88,13 +100,11 @@ class TableOutcome:
         ]
 
     def why_not(self, row: RowOutcome) -> list[str]:
-        """Why a row has no numbers of ours, or not all of them."""
+        """Why a row has no numbers of ours, or not all of them, and what else is to be said of it."""
         reasons = [f"failed: {text}" for text in row.failures.values()]
         reasons += row.missing
         reasons += {f"{name}: {text}" for result in row.done() for name, text in result["missing_scores"].items()}
-        if not row.row.configs(self.track) and self.track == "full" and row.row.note == "":
-            reasons.append("not one of the systems here")
-        return reasons
+        return [*reasons, row.row.note] if row.row.note else reasons
 
 
 def print_tables(console: Console, outcomes: Sequence[TableOutcome]) -> None:
@@ -113,7 +123,7 @@ def print_tables(console: Console, outcomes: Sequence[TableOutcome]) -> None:
             for name in outcome.columns[first : first + fitting]:
                 shown.add_column(COLUMNS[name].label, justify="right", no_wrap=True)
             for row in outcome.rows:
-                for number, (what, cells) in enumerate(outcome.lines(row).items() or [("not run", [])]):
+                for number, (what, cells) in enumerate(outcome.lines(row).items()):
                     label = outcome.label(row) if number == 0 else ""
                     shown.add_row(label, what, *cells[first : first + fitting])
             console.print(shown)
@@ -157,13 +167,11 @@ def markdown(outcomes: Sequence[TableOutcome]) -> str:
         heads = ["setting", "", *(COLUMNS[name].label for name in outcome.columns), *PROVENANCE]
         parts += [_md_row(heads), _md_row(["---"] * len(heads))]
         for row in outcome.rows:
-            lines = outcome.lines(row) or {"not run": [""] * len(outcome.columns)}
-            for number, (what, cells) in enumerate(lines.items()):
+            for number, (what, cells) in enumerate(outcome.lines(row).items()):
                 tail = outcome.provenance(row) if what == "ours" else [""] * len(PROVENANCE)
                 parts.append(_md_row([outcome.label(row) if number == 0 else "", what, *cells, *tail]))
         parts.append("")
-        parts += [f"- {outcome.label(row)}: {why}" for row in outcome.rows for why in outcome.why_not(row)]
-        parts += [f"- {outcome.label(row)}: {row.row.note}" for row in outcome.rows if row.row.note]
+        parts += [f"- {text}" for text in outcome.notes()]
         parts.append("")
     for paper in papers_of(outcomes):
         parts += [
@@ -197,8 +205,10 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _published(value: float | None) -> str:
-    return NOT_PUBLISHED if value is None else str(value)
+def _published(value: float | None, digits: int) -> str:
+    if value is None:
+        return NOT_PUBLISHED
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def _spread(value: Spread | None, digits: int) -> str:

@@ -111,12 +111,12 @@ def _table(outcome: TableOutcome, clips: Path) -> str:
         if toy
         else f"Source: arXiv {outcome.paper.arxiv}, {table.source}. {table.note}"
     )
-    why = [f"{outcome.label(row)}: {text}" for row in outcome.rows for text in outcome.why_not(row)]
-    why += [f"{outcome.label(row)}: {row.row.note}" for row in outcome.rows if row.row.note]
+    notes = outcome.notes()
     return (
         f'<h2 id="{_anchor(outcome)}">{escape(outcome.heading)}</h2><p class="note">{escape(about)}</p>'
         f'<div class="panel table scroll{" toy" if toy else ""}">{_score_table(outcome)}</div>'
-        + (f"<details><summary>Notes on {len(why)} rows</summary>{_list(why)}</details>" if why else "")
+        + (f"<details><summary>Notes on its rows</summary>{_list(notes)}</details>" if notes else "")
+        + _provenance(outcome)
         + _curves(outcome)
         + _clips(outcome, clips)
     )
@@ -124,23 +124,34 @@ def _table(outcome: TableOutcome, clips: Path) -> str:
 
 def _score_table(outcome: TableOutcome) -> str:
     heads = "".join(f'<th class="number">{escape(COLUMNS[name].label)}</th>' for name in outcome.columns)
-    ran = any(row.done() for row in outcome.rows)
-    heads += "".join(f"<th>{escape(text)}</th>" for text in PROVENANCE) if ran else ""
     body = ""
     for row in outcome.rows:
-        lines = outcome.lines(row) or {"not run": [""] * len(outcome.columns)}
+        lines = outcome.lines(row)
         body += "<tbody>"
         for number, (what, cells) in enumerate(lines.items()):
             label = f'<td class="wide" rowspan="{len(lines)}">{escape(outcome.label(row))}</td>' if number == 0 else ""
             numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
-            body += f'<tr class="{what.replace(" ", "-")}">{label}<td class="what">{what}</td>{numbers}'
-            if ran and number == 0:
-                body += "".join(
-                    f'<td class="wide" rowspan="{len(lines)}">{escape(text)}</td>' for text in outcome.provenance(row)
-                )
-            body += "</tr>"
+            style = "ours" if what == "ours" and row.done() else "other"
+            body += f'<tr class="{style}">{label}<td class="what">{what}</td>{numbers}</tr>'
         body += "</tbody>"
     return f'<table class="results"><thead><tr><th>setting</th><th></th>{heads}</tr></thead>{body}</table>'
+
+
+def _provenance(outcome: TableOutcome) -> str:
+    """What each row that was run was run with, folded."""
+    body = ""
+    for row in outcome.rows:
+        if row.done():
+            cells = "".join(f"<td>{escape(text)}</td>" for text in outcome.provenance(row))
+            body += f"<tr><td>{escape(outcome.label(row))}</td>{cells}</tr>"
+    if not body:
+        return ""
+    heads = "".join(f"<th>{escape(text)}</th>" for text in ("setting", *PROVENANCE))
+    return (
+        f"<details><summary>Clips, checkpoint, configuration, commit, hardware and time</summary>"
+        f'<div class="panel table scroll"><table class="provenance"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
 
 
 def _curves(outcome: TableOutcome) -> str:

@@ -54,6 +54,7 @@ def test_markdown_has_provenance_and_reasons(tmp_path: Path) -> None:
     )
     assert "- sound and pictures: failed: boom <here>" in text
     assert "- sound, pictures, OT loss: weights ced-base: not | there" in text
+    assert "|  | ours | not run |  |  |  |" in text
     assert "Source: arXiv 2501.09291, Table II." in text
     assert "## LAVCap: not published as text (n/p)" in text
 
