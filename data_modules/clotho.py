@@ -77,10 +77,7 @@ class ClothoDataModule(CaptionDataModule):
         part = PARTS[split]
         path = self._captions_file(split)
         index = SplitIndex(sources=[str(path.relative_to(self.root))])
-        if path.suffix == ".json":
-            clips = read_sound_list(path, items_of(path, read_json(path, hint="put it there")), index, str)
-        else:
-            clips = _read_captions(path, index)
+        clips = _read_clips(path, index)
         durations_s = self._read_durations(path, part, index)
         files = ClipFiles(
             self.root,
@@ -103,6 +100,16 @@ class ClothoDataModule(CaptionDataModule):
             else:
                 index.missing.append((clip_id, "every caption is empty"))
         return index
+
+    def captions_of(self, split: Split) -> dict[str, list[str]]:
+        """The captions of a split by clip id, in file order, whether or not the sounds are there.
+
+        Raises:
+            DataError: as in `read_split`.
+        """
+        clips = _read_clips(self._captions_file(split), SplitIndex())
+        spoken = {clip_id: [text for text in map(str.strip, clip.captions) if text] for clip_id, clip in clips.items()}
+        return {clip_id: captions for clip_id, captions in spoken.items() if captions}
 
     def _captions_file(self, split: Split) -> Path:
         patterns = (
@@ -135,8 +142,19 @@ class ClothoDataModule(CaptionDataModule):
         return found
 
 
-def _read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
-    """Clips of a captions file by clip id, in file order."""
+def _read_clips(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
+    """Clips of either form by clip id, in file order."""
+    if path.suffix == ".json":
+        return read_sound_list(path, items_of(path, read_json(path, hint="put it there")), index, str)
+    return read_captions(path, index)
+
+
+def read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
+    """Clips of a captions file by clip id, in file order.
+
+    Raises:
+        DataError: no such file, wrong columns, or names that lead elsewhere.
+    """
     problems = Problems(path)
     part = path.stem.rpartition("_")[2]
     hint = f"Clotho publishes clotho_captions_{part}.csv, put it there"

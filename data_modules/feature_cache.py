@@ -11,7 +11,6 @@ Several processes may fill one folder, each its share of the rows; a killed one 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avcap_zoo.batch import Modality, Split
+from avcap_zoo.data_modules.files import json_bytes, write_file
 from avcap_zoo.errors import DataError, first_line
 
 NumberType = Literal["float32", "float16", "bfloat16"]
@@ -109,7 +109,7 @@ class FeatureWriter:
         with self._lock:
             found = read_info(folder)
             if found is None:
-                _write_json(folder / "cache.json", asdict(info))
+                write_file(folder / "cache.json", json_bytes(asdict(info), indent=None))
             else:
                 found.check(folder, wanted=info)
             self._adopt()
@@ -176,7 +176,7 @@ class FeatureWriter:
             features_path.unlink(missing_ok=True)
         ids_path.unlink(missing_ok=True)  # last to come back: a run that is killed here starts the split again
         np.save(lengths_path, lengths)
-        _write_json(ids_path, self.clip_ids)
+        write_file(ids_path, json_bytes(self.clip_ids, indent=None))
 
     def _array(self, shape: tuple[int, int]) -> NDArray[Any]:
         if self._features is None:
@@ -267,9 +267,3 @@ class FeatureReader:
 
 def _spell(value: Any) -> str:
     return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(value), encoding="utf-8")
-    staging.replace(path)

@@ -6,30 +6,24 @@ killed run is taken up where it stopped. Imports neither torch nor Lightning: wo
 
 from __future__ import annotations
 
-import csv
 import io
-import multiprocessing
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
+from avcap_zoo.data_modules.files import csv_bytes, write_file
 from avcap_zoo.data_modules.media.audio import read_audio
+from avcap_zoo.data_modules.media.encoding import encode_jpg
 from avcap_zoo.data_modules.media.image import read_image
 from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.data_modules.media.video import read_frames, read_still
+from avcap_zoo.data_modules.workers import run_in_workers
 from avcap_zoo.errors import DataError, MediaError
 
 if TYPE_CHECKING:
@@ -140,17 +134,18 @@ def prepare(
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         unfinished.touch()
         with tqdm(total=len(todo), unit="clip", desc=f"preparing {out}", disable=not progress) as bar:
-            for number, reason in _work(todo, out, settings, num_workers):
-                if reason:
-                    reasons[number] = reason
-                bar.update()
+            chunks = [todo[start : start + _TASKS_PER_CHUNK] for start in range(0, len(todo), _TASKS_PER_CHUNK)]
+            make_some = partial(_make_some, out=out, settings=settings)
+            for chunk, problems in run_in_workers(make_some, chunks, num_workers, writes_to=out, option="--workers 1"):
+                reasons |= {number: problem for (number, _), problem in zip(chunk, problems, strict=True) if problem}
+                bar.update(len(chunk))
         for place, source in plan.annotations.items():
-            _write(out / place, source.read_bytes())
+            write_file(out / place, source.read_bytes())
         made = [task for number, task in enumerate(plan.tasks) if number not in reasons]
         rows = [(task.split, task.clip_id, task.sound, task.frames or task.still or task.picture) for task in made]
-        _write(out / "manifest.csv", _csv([("split", "id", "sound", "picture"), *rows]))
+        write_file(out / "manifest.csv", csv_bytes([("split", "id", "sound", "picture"), *rows]))
         lost = [(plan.tasks[n].split, plan.tasks[n].clip_id, reason) for n, reason in sorted(reasons.items())]
-        _write(out / "missing.csv", _csv([("split", "id", "reason"), *lost]))
+        write_file(out / "missing.csv", csv_bytes([("split", "id", "reason"), *lost]))
         unfinished.unlink()
     except OSError as error:
         raise DataError(
@@ -159,48 +154,8 @@ def prepare(
     return len(made), len(plan.tasks)
 
 
-def _work(
-    todo: Sequence[tuple[int, MediaTask]], out: Path, settings: PreparationSettings, num_workers: int
-) -> Iterator[tuple[int, str]]:
-    """Number of each task that was done, and why it failed or ""."""
-    if num_workers <= 1:
-        for number, task in todo:
-            yield number, make(task, out, settings)
-        return
-    chunks = [todo[start : start + _TASKS_PER_CHUNK] for start in range(0, len(todo), _TASKS_PER_CHUNK)]
-    # Spawned, not forked: the caller may hold threads, whose locks a fork would copy in any state.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        with _without_main_module():
-            futures = [pool.submit(_make_some, chunk, out, settings) for chunk in chunks]
-        try:
-            for future in as_completed(futures):
-                yield from future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"a worker that writes to {out} ended early, perhaps for lack of memory; call again to go on where "
-                f"it stopped, if need be with --workers 1"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Start processes that do not run the caller's script again."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _make_some(
-    chunk: Sequence[tuple[int, MediaTask]], out: Path, settings: PreparationSettings
-) -> list[tuple[int, str]]:
-    return [(number, make(task, out, settings)) for number, task in chunk]
+def _make_some(chunk: Sequence[tuple[int, MediaTask]], out: Path, settings: PreparationSettings) -> list[str]:
+    return [make(task, out, settings) for _, task in chunk]
 
 
 def make(task: MediaTask, out: Path, settings: PreparationSettings) -> str:
@@ -239,7 +194,7 @@ def _make_sound(task: MediaTask, target: Path, settings: PreparationSettings) ->
     samples = read_audio(source, settings.sample_rate_hz, task.clip_id, _window(task), settings.limits)
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, settings.sample_rate_hz, format="WAV", subtype="PCM_16")
-    _write(target, buffer.getvalue())
+    write_file(target, buffer.getvalue())
 
 
 def _make_frames(task: MediaTask, target: Path, settings: PreparationSettings) -> None:
@@ -251,40 +206,20 @@ def _make_frames(task: MediaTask, target: Path, settings: PreparationSettings) -
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     for number, pixels in enumerate(frames.transpose(0, 2, 3, 1)):
-        (staging / f"{number:03d}.jpg").write_bytes(_jpg(pixels))
+        (staging / f"{number:03d}.jpg").write_bytes(encode_jpg(pixels))
     staging.rename(target)
 
 
 def _make_still(task: MediaTask, target: Path, settings: PreparationSettings) -> None:
     at_s = (task.start_s or 0.0) + task.still_at_s
-    _write(target, _jpg(read_still(Path(task.picture_source or ""), at_s, task.clip_id, settings.limits)))
+    write_file(target, encode_jpg(read_still(Path(task.picture_source or ""), at_s, task.clip_id, settings.limits)))
 
 
 def _make_picture(task: MediaTask, target: Path, settings: PreparationSettings) -> None:
     source = Path(task.picture_source or "")
     read_image(source, settings.image_size_px, task.clip_id, settings.limits)  # a broken one is not copied
-    _write(target, source.read_bytes())
+    write_file(target, source.read_bytes())
 
 
 def _window(task: MediaTask) -> tuple[float, float] | None:
     return None if task.start_s is None else (task.start_s, task.start_s + CLIP_S)
-
-
-def _jpg(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def _csv(rows: Sequence[Sequence[object]]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    staging.write_bytes(content)
-    staging.replace(path)

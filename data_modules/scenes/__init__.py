@@ -15,15 +15,7 @@ from avcap_zoo.data_modules.scenes.events import (
     Relation,
     Split,
 )
-from avcap_zoo.data_modules.scenes.export import (
-    FORMATS,
-    VIDEO_FPS,
-    annotate,
-    encode_jpg,
-    encode_mp4,
-    encode_wav,
-    generate_scenes,
-)
+from avcap_zoo.data_modules.scenes.export import FORMATS, generate_scenes
 from avcap_zoo.data_modules.scenes.grammar import (
     EventMention,
     ParsedCaption,
@@ -33,6 +25,7 @@ from avcap_zoo.data_modules.scenes.grammar import (
     split_words,
     vocabulary,
 )
+from avcap_zoo.data_modules.scenes.published_forms import VIDEO_FPS, annotate
 from avcap_zoo.data_modules.scenes.scene import (
     SCENES_VERSION,
     Scene,
@@ -71,9 +64,6 @@ __all__ = [
     "annotate",
     "boxes",
     "detailed_caption",
-    "encode_jpg",
-    "encode_mp4",
-    "encode_wav",
     "events_correct",
     "frame_times",
     "fully_correct",

@@ -42,10 +42,12 @@ TRAINER_VERBS = {
 }
 AVCAP_VERBS = TRAINER_VERBS | {
     "caption": Verb("caption files with a trained system", "avcap_zoo.cli.caption"),
+    "score": Verb("score captions of any file, and compare two", "avcap_zoo.cli.score"),
     "ground": Verb("show where in a picture the things are that a text names", "avcap_zoo.cli.ground"),
     "chat": Verb("ask about a picture, a sound, or both", "avcap_zoo.cli.chat"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
     "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
+    "build": Verb("make an instruction set out of annotations", "avcap_zoo.cli.build"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
     "reproduce": Verb("run the papers' tables, at full size and with toy models", "avcap_zoo.cli.reproduce"),

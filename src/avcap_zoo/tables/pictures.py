@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from avcap_zoo.data_modules.scenes.export import encode_jpg
+from avcap_zoo.data_modules.media.encoding import encode_jpg
 from avcap_zoo.ops.axes import nice_ticks, ticks_within
 from avcap_zoo.ops.heat_map import heat_map
 

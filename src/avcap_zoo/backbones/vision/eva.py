@@ -156,14 +156,14 @@ class _Float32LayerNorm(nn.LayerNorm):
         return normed.to(tokens.dtype)
 
 
-def from_eva_names(tensors: Mapping[str, Tensor], settings: EVASettings) -> dict[str, Tensor]:
+def from_eva_names(tensors: Mapping[str, Tensor], settings: EVASettings | None = None) -> dict[str, Tensor]:
     """Rename `eva_vit_g.pth`, and join its query and value biases with zeros for the keys.
 
     Dropped: EVA's own last norm and head, and the one block behind the last that is built (BLIP-2 uses 39 of 40).
 
     Args:
         tensors: official names, without a prefix such as LAVIS' `visual_encoder.`; see `from_lavis_names`.
-        settings: of the encoder the result is for.
+        settings: of the encoder the result is for; without them every block is kept.
 
     Returns:
         Names of `EVA`, without the last norm, which comes from a BLIP-2 file (`from_lavis_names`). Unknown names are
@@ -171,7 +171,7 @@ def from_eva_names(tensors: Mapping[str, Tensor], settings: EVASettings) -> dict
     """
     ours: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        if _DROPPED.match(name) or name.startswith(f"blocks.{settings.depth}."):
+        if _DROPPED.match(name) or (settings is not None and name.startswith(f"blocks.{settings.depth}.")):
             continue
         renamed = name
         for pattern, replacement in _RENAMED:
@@ -188,12 +188,12 @@ def from_eva_names(tensors: Mapping[str, Tensor], settings: EVASettings) -> dict
     return ours
 
 
-def from_lavis_names(tensors: Mapping[str, Tensor], settings: EVASettings) -> dict[str, Tensor]:
+def from_lavis_names(tensors: Mapping[str, Tensor], settings: EVASettings | None = None) -> dict[str, Tensor]:
     """The vision part of a LAVIS state dict: `visual_encoder.*` and `ln_vision.*`; other parts are left out.
 
     Args:
         tensors: official names. BLIP-2's files of a Q-Former hold the norm alone.
-        settings: of the encoder the result is for.
+        settings: of the encoder the result is for; without them every block is kept.
 
     Returns:
         Names of `EVA`.

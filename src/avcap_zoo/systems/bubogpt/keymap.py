@@ -14,13 +14,12 @@ from torch import Tensor
 from avcap_zoo.backbones.audio.imagebind import ImageBindAudioSettings, from_imagebind_names
 from avcap_zoo.backbones.joiner import from_joiner_names, unknown_joiner_names
 from avcap_zoo.backbones.qformer import to_blip2_name
-from avcap_zoo.backbones.vision.eva import EVASettings, from_lavis_names
+from avcap_zoo.backbones.vision.eva import from_lavis_names
 from avcap_zoo.weights.conversion import Conversion
 
 _LANGUAGE, _ENCODER, _JOINER = "llama_model.", "multimodal_encoder.", "multimodal_joiner."
 _EVA, _NORM = f"{_ENCODER}modality_trunks.vision.", f"{_ENCODER}modality_postprocessors.vision."
 _SCALE = f"{_ENCODER}modality_postprocessors.audio.1.log_logit_scale"
-_ANY_DEPTH = EVASettings(depth=1_000_000)
 
 
 def bubogpt_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +42,7 @@ def bubogpt_to_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encoders = {name: value for name, value in tensors.items() if name.startswith(_ENCODER)}
     seen = {f"visual_encoder.{n.removeprefix(_EVA)}": v for n, v in encoders.items() if n.startswith(_EVA)}
     seen |= {f"ln_vision.{n.removeprefix(_NORM)}": v for n, v in encoders.items() if n.startswith(_NORM)}
-    ours |= {f"vision_encoder.{name}": value for name, value in from_lavis_names(seen, _ANY_DEPTH).items()}
+    ours |= {f"vision_encoder.{name}": value for name, value in from_lavis_names(seen).items()}
     heard = {n.removeprefix(_ENCODER): v for n, v in encoders.items() if not n.startswith((_EVA, _NORM))}
     if set(heard) != {_SCALE.removeprefix(_ENCODER)}:
         tower = from_imagebind_names(heard, ImageBindAudioSettings())

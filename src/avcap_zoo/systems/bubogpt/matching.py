@@ -10,11 +10,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
+from avcap_zoo.backbones.chat_model import ChatModel, TooLongError
 from avcap_zoo.backbones.vision.finders import file_identity
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.ops.grounding_picture import COLOURS
@@ -141,8 +141,14 @@ class LanguageModelMatcher(Matcher):
     ) -> None:
         if max_new_tokens < 1:
             raise ConfigError(f"matcher.init_args.max_new_tokens is {max_new_tokens}, wanted 1 or more")
-        self.source, self.dtype, self.max_new_tokens = source, dtype, max_new_tokens
-        self.max_prompt_tokens = max_prompt_tokens
+        self.chat = ChatModel(
+            source,
+            dtype,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            key="matcher.init_args.source",
+        )
+        self.source = source
         self.style: Style = style
         self.rules = RuleMatcher(synonyms)
         super().__init__(
@@ -160,55 +166,21 @@ class LanguageModelMatcher(Matcher):
             return Matching((), self.source)
         try:
             answer = self.answer(build_messages(text, entities, self.style))
-        except _TooLongError as error:
+        except TooLongError as error:
             return self._by_rules(text, entities, str(error), None)
         return read_matching(text, entities, answer, by=self.source, style=self.style, rules=self.rules)
 
     def answer(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the model writes next."""
-        tokenizer, model = self._loaded
-        if getattr(tokenizer, "chat_template", None):
-            turns = [{**turn, "role": "assistant" if turn["role"] == "system" and at else turn["role"]} for at, turn in
-                     enumerate(messages)]  # fmt: skip
-            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-        else:
-            ids = tokenizer(_as_chat(messages), return_tensors="pt").input_ids
-        longest = self.max_prompt_tokens or getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and ids.shape[1] > longest - (0 if self.max_prompt_tokens else self.max_new_tokens):
-            raise _TooLongError(f"the question has {ids.shape[1]} tokens, too many for {self.source}")
-        ids = ids.to(self.device)
-        with torch.inference_mode():
-            made = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-        written: str = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-        return written.split("###")[0]
+        """What the model writes next. The published examples answer in the role `system`, which templates refuse."""
+        spoken = [
+            {**turn, "role": "assistant" if turn["role"] == "system" and place else turn["role"]}
+            for place, turn in enumerate(messages)
+        ]
+        self.chat.device = self.device
+        return self.chat.answer([spoken])[0]
 
     def _by_rules(self, text: str, entities: Sequence[str], why: str, answer: str | None) -> Matching:
         return Matching(self.rules.match(text, entities).spans, "rules", f"{why}; the rules were used", answer)
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-        from avcap_zoo.errors import hub_error
-
-        key = "matcher.init_args.source"
-        with hub_error(self.source, key):
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
-        model = load_pretrained(AutoModelForCausalLM, self.source, key, **dtype_option(getattr(torch, self.dtype)))
-        return tokenizer, model.to(self.device).eval()
-
-
-class _TooLongError(Exception):
-    """The question does not fit into the model."""
 
 
 # -- the question -------------------------------------------------------------------------------------------------
@@ -281,11 +253,6 @@ def user_message(text: str, entities: Sequence[str], style: Style = "robust") ->
     if style == "released":
         return f"<List>dict_keys({listed})<List><Text>{text}</Text>"
     return f"<List>{listed}</List><Text>{text}</Text>"
-
-
-def _as_chat(messages: Sequence[Mapping[str, str]]) -> str:
-    turns = [f"{'Human' if turn['role'] == 'user' else 'Assistant'}: {turn['content']}" for turn in messages[1:]]
-    return "###".join([messages[0]["content"], *turns, "Assistant:"])
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------

@@ -15,20 +15,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from avcap_zoo.backbones.vision.eva import from_lavis_names
+
 PARTIAL_PARTS = ("query_tokens", "qformer.", "language_projection.")
 """How the names of a released partial file begin."""
 
 _DROPPED = re.compile(r"^temp$|^Qformer\.cls\.|(^|\.)position_ids$")
+_VISION = ("visual_encoder.", "ln_vision.")
 _LAVIS = (
-    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
-    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
-    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm1\.", r"vision_model.encoder.layers.\1.layer_norm1."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm2\.", r"vision_model.encoder.layers.\1.layer_norm2."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.projection."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.", r"vision_model.encoder.layers.\1.self_attn."),
-    (r"^visual_encoder\.blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."),
-    (r"^ln_vision\.", "vision_model.post_layernorm."),
     (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
     (r"^Qformer\.bert\.embeddings\.", "embeddings."),
     (r"^Qformer\.bert\.(.*\.)?(attention|crossattention)\.self\.", r"qformer.\1\2.attention."),
@@ -65,23 +59,14 @@ def lavis_to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         Names of transformers' Blip2ForImageTextRetrieval and Blip2ForConditionalGeneration. Unknown names are passed
         on, so that strict loading reports them.
     """
-    ours: dict[str, Tensor] = {}
+    ours = {f"vision_{name}": value for name, value in from_lavis_names(tensors).items()}
     for name, value in tensors.items():
-        if _DROPPED.search(name):
+        if name.startswith(_VISION) or _DROPPED.search(name):
             continue
-        renamed = name
         for pattern, replacement in _LAVIS:
-            renamed, found = re.subn(pattern, replacement, renamed)
+            renamed, found = re.subn(pattern, replacement, name)
             if found:
                 break
-        if renamed.endswith(".q_bias"):
-            stem = renamed.removesuffix("q_bias")
-            values = tensors.get(f"{name.removesuffix('q_bias')}v_bias")
-            if values is not None:
-                ours[f"{stem}qkv.bias"] = torch.cat([value, torch.zeros_like(value), values])
-                continue
-        if renamed.endswith(".v_bias") and f"{name.removesuffix('v_bias')}q_bias" in tensors:
-            continue
         ours[renamed] = value
     return ours
 

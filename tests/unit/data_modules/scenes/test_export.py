@@ -18,9 +18,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from avcap_zoo.data_modules.scenes import export
+from avcap_zoo.data_modules.media.encoding import encode_mp4
+from avcap_zoo.data_modules.scenes import export, published_forms
 from avcap_zoo.data_modules.scenes.events import EVENTS, PICTURES, SOUNDS
-from avcap_zoo.data_modules.scenes.export import FORMATS, encode_mp4, generate_scenes
+from avcap_zoo.data_modules.scenes.export import FORMATS, generate_scenes
 from avcap_zoo.data_modules.scenes.scene import (
     object_masks,
     render_frames,
@@ -199,8 +200,8 @@ def test_coco_masks_are_the_drawn_ones(root: Path) -> None:
 
 
 def test_run_lengths_begin_with_zeros() -> None:
-    assert export._run_lengths(np.array([[True, False], [True, False]])) == [0, 2, 2]
-    assert export._run_lengths(np.array([[False, True], [False, True]])) == [2, 2]
+    assert published_forms._run_lengths(np.array([[True, False], [True, False]])) == [0, 2, 2]
+    assert published_forms._run_lengths(np.array([[False, True], [False, True]])) == [2, 2]
 
 
 def test_info_file_says_what_is_there(root: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_killed_run_is_completed_without_doing_work_twice(
         rendered.append(scene.clip_id)
         return render_waveform(scene, sample_rate_hz)
 
-    monkeypatch.setattr(export, "render_waveform", render)
+    monkeypatch.setattr(published_forms, "render_waveform", render)
     folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         generate_scenes(folder, counts=COUNTS, formats=["audiocaps"], num_workers=1, progress=False)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from avcap_zoo.data_modules.scenes.events import EVENTS
-from avcap_zoo.data_modules.scenes.export import annotate
 from avcap_zoo.data_modules.scenes.grammar import (
     EventMention,
     ParsedCaption,
@@ -18,6 +17,7 @@ from avcap_zoo.data_modules.scenes.grammar import (
     terse_caption,
     vocabulary,
 )
+from avcap_zoo.data_modules.scenes.published_forms import annotate
 from avcap_zoo.data_modules.scenes.scene import detailed_caption, sample_scene, still_captions, terse_captions
 
 

@@ -137,7 +137,7 @@ def test_a_question_too_long_is_left_to_the_rules(tmp_path: Path) -> None:
 def test_a_chat_template_is_used(tmp_path: Path) -> None:
     folder = save_language_model(tmp_path / "model")
     matcher = LanguageModelMatcher(folder, "float32", max_new_tokens=2)
-    tokenizer, _ = matcher._loaded
+    tokenizer, _ = matcher.chat._loaded
     tokenizer.chat_template = (
         "{% for turn in messages %}{% if not loop.first and turn.role == 'system' %}{{ raise_exception('no') }}"
         "{% endif %}{{ turn.content[:3] }} {% endfor %}"
