@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 if TYPE_CHECKING:
@@ -73,8 +71,8 @@ def clip_media(section: Mapping[str, Any], clip_ids: Sequence[str], folder: Path
 
 def _decode(data: CaptionDataModule, wanted: set[str]) -> Iterator[tuple[str, ClipMedia]]:
     from avcap_zoo.data_modules.dataset import ClipDataset
+    from avcap_zoo.data_modules.media.encoding import encode_jpg, encode_mp3
     from avcap_zoo.data_modules.records import PackedRecords
-    from avcap_zoo.data_modules.scenes.export import encode_jpg
 
     decode = replace(
         data.decode,
@@ -91,16 +89,8 @@ def _decode(data: CaptionDataModule, wanted: set[str]) -> Iterator[tuple[str, Cl
         if record.clip_id in wanted:
             sample = ClipDataset(PackedRecords([record]), decode, seed=0, training=False)[0, 0]
             frames = [] if sample.frames is None else [frame.permute(1, 2, 0).numpy() for frame in sample.frames]
-            sound = None if sample.waveform is None else _mp3(sample.waveform.numpy())
+            sound = None if sample.waveform is None else encode_mp3(sample.waveform.numpy(), _RATE_HZ)
             yield record.clip_id, ClipMedia(sound, tuple(encode_jpg(frame) for frame in frames))
-
-
-def _mp3(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, _RATE_HZ, format="MP3")
-    return buffer.getvalue()
 
 
 def _index_of(stem: Path) -> Path:
