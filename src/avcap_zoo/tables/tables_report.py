@@ -245,9 +245,11 @@ def _clip_score(row: Mapping[str, Any], name: str) -> str:
 def _run(run: RowRun, row: RowOutcome) -> str:
     commands = "\n".join(row.results[run.key]["commands"])
     settings = yaml.safe_dump(dict(run.settings), sort_keys=False)
+    together = yaml.safe_dump(merged(run.configs), sort_keys=False)
     return (
-        f"<details><summary>{escape(run.title)} <code>{run.key}</code></summary>"
-        f"<pre>{escape(commands)}</pre><p>settings.yaml, over these files:</p><pre>{escape(settings)}</pre></details>"
+        f"<details><summary>{escape(run.title)} <code>{run.key}</code></summary><pre>{escape(commands)}</pre>"
+        f"<p>The row's files, laid over each other:</p><pre>{escape(together)}</pre>"
+        f"<p>settings.yaml, which lies over them:</p><pre>{escape(settings)}</pre></details>"
     )
 
 

@@ -56,7 +56,7 @@ def test_a_trained_row_is_a_fit_and_a_test_for_each_seed(tmp_path: Path) -> None
         f"avcap fit {layers}",
         f"avcap test {layers} --trainer.logger.version test --ckpt_path {folder}/fit/checkpoints/best.ckpt",
     ]
-    assert first.commands[0].num_steps == 300
+    assert first.commands[0].num_steps == 240
 
 
 def test_a_row_that_is_not_trained_is_one_test(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_the_page_shows_clips_curves_and_commands(outcomes: list[TableOutcome], 
     assert text.count(RUDE) == 4
     assert "avcap test -c 'b & c.yaml'" in text
     assert "300 of 300" in text
+    assert "kind: ot_attention" in text
     assert "Best and worst clips by CIDEr of “sound alone”" in text
     assert "weights ced-base: not | there (1 row)" in text
     curves = [one["aria-label"] for one in page.attributes("svg")]
