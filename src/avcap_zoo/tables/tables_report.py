@@ -59,8 +59,9 @@ def tables_report(outcomes: Sequence[TableOutcome], clips: Path) -> str:
     return Template(template_text("tables_report.html")).substitute(
         style=template_text("page.css"),
         lead="Each row of the papers' tables, with the settings that belong to it. What could be run here was run.",
-        parts=f"{done} runs are done. {waiting} rows at full size wait for data, weights or a device."
-        f" {escape(TOY_WARNING)}",
+        parts=f"{done} run{'s are' if done != 1 else ' is'} done. "
+        + (f"{waiting} rows at full size wait for data, weights or a device. " if waiting else "")
+        + escape(TOY_WARNING),
         contents="\n".join(
             f'<a href="#{_anchor(outcome)}">{escape(outcome.heading)}</a>' for outcome in outcomes if outcome.rows
         ),
@@ -162,13 +163,19 @@ def _curves(outcome: TableOutcome) -> str:
             curves[outcome.label(row)] = read_columns(row.runs[0].folder / FIT_FOLDER)
     charts = []
     for names, factor in ((LOSSES, 1.0), (SCORES, 100.0)):
-        name = next((name for name in names if any(name in found for found in curves.values())), None)
-        if name is not None:
+        # A run without transport logs its caption loss as its whole loss: each run has a name of its own.
+        shown = {label: next((name for name in names if name in found), "") for label, found in curves.items()}
+        if any(shown.values()):
             lines = [
-                Line(label, f"c{number % _STYLES}", [(step, factor * value) for step, value in found.get(name, [])])
+                Line(
+                    label,
+                    f"c{number % _STYLES}",
+                    [(step, factor * value) for step, value in found.get(shown[label], [])],
+                )
                 for number, (label, found) in enumerate(curves.items())
             ]
-            charts.append(line_chart(lines, x_label="optimizer steps", y_label=names[name]))
+            told = next(text for name, text in names.items() if name in shown.values())
+            charts.append(line_chart(lines, x_label="optimizer steps", y_label=told))
     if not charts:
         return ""
     trained = {label: number for number, (label, found) in enumerate(curves.items()) if found}

@@ -78,6 +78,20 @@ def test_the_page_shows_clips_curves_and_commands(outcomes: list[TableOutcome], 
     ]
 
 
+def test_each_row_has_the_loss_that_it_logged(outcomes: list[TableOutcome], tmp_path: Path) -> None:
+    """Where one row has a caption loss beside another term, the whole loss of the others is their caption loss."""
+    row = outcomes[1].rows[0]
+    other = replace(run(tmp_path, "e"), settings=row.runs[0].settings)
+    (other.folder / "fit").mkdir(parents=True)
+    (other.folder / "fit/metrics.csv").write_text("step,train/loss,train/loss_caption\n9,9.0,4.0\n19,8.0,3.0\n")
+    write_captions(other, {})
+    with_ot = replace(row, row=outcomes[0].table.rows[2], runs=(other,), results={"e": row.results["d"]})
+    page = Page(tables_report([outcomes[0], replace(outcomes[1], rows=(row, with_ot))], tmp_path / "clips"))
+    told = page.attributes("svg")[0]["aria-label"]
+    assert told.startswith("Caption loss, training batches over optimizer steps: sound alone ends at 1;")
+    assert told.endswith("sound, pictures, OT loss ends at 3")
+
+
 def test_clips_are_decoded_once(outcomes: list[TableOutcome], scenes_root: Path, tmp_path: Path) -> None:
     section = scenes_section(scenes_root)
     ids = sorted(read_annotations(scenes_root))[:2]
