@@ -10,15 +10,18 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-hpu lint format typecheck smoke docs figures dist clean
+.PHONY: help install demo reproduce-tables test test-fast test-hpu lint format typecheck smoke docs figures dist clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED)  ## make .venv with the package and the developers' tools, at the versions of constraints.txt
 
 demo: $(INSTALLED)  ## train, score and caption at toy size on generated data; results in demo/
 	$(BIN)/avcap demo --out demo
+
+reproduce-tables: $(INSTALLED)  ## the papers' tables: what data and weights allow, and toy models; in runs/reproduce
+	$(BIN)/avcap reproduce
 
 test: lint typecheck  ## lint, types, then every test, in two processes
 	$(PYTEST)

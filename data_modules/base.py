@@ -225,8 +225,8 @@ class CaptionDataModule(LightningDataModule):
                 raise DataError(f"{self.name} {split}: none of {official} clips is in {self.root}{reasons}")
             if present < self.min_present_share * official:
                 raise DataError(
-                    f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
-                    f"lower data.init_args.min_present_share if that is meant"
+                    f"{self.name} {split}: only {present} of {official} official clips ({present / official:.0%}) are "
+                    f"in {self.root}{reasons}; lower data.init_args.min_present_share if that is meant"
                 )
             counted = self.counted_things(split)
             rank_zero_info(f"{self.name} {split}: {present} of {official} {counted} present{_extent(index)}")

@@ -9,7 +9,7 @@ import subprocess
 from tests.house import tree
 
 TARGETS = {
-    *("help", "install", "demo", "test", "test-fast", "test-hpu", "lint", "format", "typecheck"),
+    *("help", "install", "demo", "reproduce-tables", "test", "test-fast", "test-hpu", "lint", "format", "typecheck"),
     *("smoke", "docs", "figures", "dist", "clean"),
 }
 TEXT = (tree.ROOT / "Makefile").read_text(encoding="utf-8")
