@@ -32,7 +32,7 @@ from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, RAMTagger
 from avcap_zoo.systems.lavcap.keymap import CONVERSION
 from avcap_zoo.systems.lavcap.model import build_audio_encoder
 from avcap_zoo.systems.vlrm.captioner import Captioner, CaptionerSettings
-from avcap_zoo.systems.vlrm.contrast import ContrastModel
+from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import Matcher
 from avcap_zoo.weights.published import load_eva
 from tests.house import tree
@@ -108,7 +108,7 @@ FILES: dict[str, Callable[[str, Path], object]] = {
     ),
     "vlrm/captioner.py CaptionerSettings.weights": lambda path, _: _captioner(weights=path),
     "vlrm/matcher.py Matcher.checkpoint": lambda path, _: _matcher(checkpoint=path),
-    "vlrm/contrast.py ContrastModel.checkpoint": lambda path, _: ContrastModel(
+    "metrics/contrast.py ContrastModel.checkpoint": lambda path, _: ContrastModel(
         "toy", path, vlrm.CONTRAST, "float32", "key"
     ),
     "bubogpt/tagging.py RAMTagger.weights": _ram_tagger,
