@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from avcap_zoo import __version__
 from avcap_zoo.batch import Batch, ClipSource, Modality
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import System
+from avcap_zoo.weights.load import load_strictly, load_tensors
 
 Task = tuple[nn.Module, Callable[[], Iterator[Tensor]]]
 """A head that is thrown away afterwards, and a generator of losses without end."""
@@ -108,7 +109,7 @@ class PrepareParts(Callback):
         with FileLock(f"{path}.lock"):
             if path.is_file():
                 rank_zero_info(f"{name}: prepared weights from {path}")
-                parts.load_state_dict(load_file(path))
+                load_strictly(parts, load_tensors(path), str(path))
                 return
             training_before = {part: part.training for part in parts.values()}
             with torch.random.fork_rng(devices=[]):

@@ -130,19 +130,11 @@ def test_masked_tokens_and_another_width() -> None:
         joiner(torch.zeros(2, 5, 7))
 
 
-def test_the_text_branch_is_trained_for_nothing_and_kept_nowhere() -> None:
+def test_nothing_reads_or_keeps_the_text_branch() -> None:
     torch.manual_seed(0)
-    joiner = Joiner(TINY, 6, 20, text_branch=True)
-    branch = joiner.text_branch
-    assert branch is not None
-    plain = Joiner(TINY, 6, 20)
+    joiner = Joiner(TINY, 6, 20, text_branch=True).eval()
+    plain = Joiner(TINY, 6, 20).eval()
     plain.load_state_dict(joiner.state_dict())
     tokens = torch.randn(2, 4, 6)
-    joiner.qformer.eval()
-    plain.eval()
-    read = joiner(tokens)
-    assert torch.equal(read, plain(tokens))
-    read.sum().backward()
-    gradients = [parameter.grad for parameter in branch.parameters()]
-    assert all(gradient is not None and not gradient.any() for gradient in gradients)
-    assert "text_branch" not in "".join(joiner.state_dict())
+    assert torch.equal(joiner(tokens), plain(tokens))
+    assert any("text_branch" in name for name, _ in joiner.named_parameters())

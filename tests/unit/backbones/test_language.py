@@ -599,3 +599,7 @@ def test_checkpointing_recomputes() -> None:
     assert calls == 1
     loss.backward()
     assert calls == 2
+
+
+def test_attention_may_take_a_flash_kernel() -> None:
+    assert language().model.config._attn_implementation == "sdpa"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -323,9 +323,18 @@ class BuboGPTModel(nn.Module):
         tokens = self.tokens_of(batch, [row.modalities for row in rows])
         return assemble(self.language, rows, tokens, released_layout=self.prompts.released_layout)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a training batch: `caption`, the cross-entropy of answers and their ends."""
-        return {"caption": self.language.loss(self.text(batch, answers=True))}
+    def forward(self, batch: Batch, mean_count: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Losses of a training batch: `caption`, the cross-entropy of answers and their ends.
+
+        Args:
+            batch: B clips.
+            mean_count: see `CausalLanguageModel.loss`.
+        """
+        loss = self.language.loss(self.text(batch, answers=True), mean_count=mean_count)
+        # A batch without pictures, or without sound, gives its joiner zero gradients: with none at all, processes that
+        # train together would wait for each other, and one process would step otherwise than they do.
+        trained = [p for joiner in self.joiners.values() for p in joiner.parameters() if p.requires_grad]
+        return {"caption": loss + sum(0.0 * parameter.sum() for parameter in trained)}
 
     @torch.no_grad()
     def caption(self, batch: Batch) -> list[str]:

@@ -184,3 +184,14 @@ def test_without_weights_pictures_and_sounds_still_differ() -> None:
         heard = model.encode_audio(sounds, torch.tensor([16_000, 16_000]))
     for tokens in (seen, heard):
         assert (tokens[0] - tokens[1]).abs().max() > 1e-4
+
+
+def test_the_text_branch_gets_gradients_of_zero() -> None:
+    system = tiny_bubogpt()
+    system.audio_joiner.text_branch = True
+    model = built(system)
+    model(mixed_batch())["caption"].backward()
+    assert model.audio_joiner is not None
+    assert model.audio_joiner.text_branch is not None
+    gradients = [parameter.grad for parameter in model.audio_joiner.text_branch.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
