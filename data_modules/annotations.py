@@ -101,7 +101,7 @@ def read_csv(
     Raises:
         DataError: no such file, no text, broken quotes, missing columns, or no rows at all.
     """
-    text = _read_text(path, "CSV", hint, legacy_encoding)
+    text = read_text(path, "CSV", hint, legacy_encoding)
     # Strict: a quote that is never closed would otherwise swallow the rows after it without a word.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
@@ -149,7 +149,7 @@ def read_json(path: Path, *, hint: str) -> Any:
     Raises:
         DataError: no such file, no text, or broken JSON (line and column are named).
     """
-    text = _read_text(path, "JSON", hint, None)
+    text = read_text(path, "JSON", hint)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -160,7 +160,18 @@ def read_json(path: Path, *, hint: str) -> Any:
         raise DataError(f"{path} is no usable JSON: {first_line(error)}") from error
 
 
-def _read_text(path: Path, kind: str, hint: str, legacy_encoding: str | None) -> str:
+def read_text(path: Path, kind: str, hint: str, legacy_encoding: str | None = None) -> str:
+    """Read a text file, with or without byte order mark.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message.
+        hint: what to do when it does not exist.
+        legacy_encoding: tried when the file is no UTF-8; None = refuse it.
+
+    Raises:
+        DataError: no such file, or no text.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -290,7 +301,7 @@ def read_id_list(path: Path) -> IdList:
     Raises:
         DataError: no such file, no UTF-8, no ids, or an id twice (the lines are named).
     """
-    text = _read_text(path, "list of ids", "data.init_args.subset names it", None)
+    text = read_text(path, "list of ids", "data.init_args.subset names it")
     problems = Problems(path)
     lines: dict[str, int] = {}
     for number, line in enumerate(io.StringIO(text), 1):

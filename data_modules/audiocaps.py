@@ -76,7 +76,7 @@ class AudioCapsDataModule(CaptionDataModule):
         """
         path = self._annotation_file(split)
         index = SplitIndex(sources=[path.name])
-        clips = _read_rows(path, index) if path.suffix == ".csv" else _read_list(path, split, index)
+        clips = read_clips(path, index) if path.suffix == ".csv" else _read_list(path, split, index)
         features_folder = self.root / "visual_feature" / split
         cached = self.use_cached_features and features_folder.is_dir()
         files = ClipFiles(
@@ -119,8 +119,12 @@ def _folders(split: Split, *names: str) -> tuple[str, ...]:
     )
 
 
-def _read_rows(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
-    """Clips of a CSV by clip id, in file order."""
+def read_clips(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
+    """Clips of a CSV by clip id, in file order.
+
+    Raises:
+        DataError: no such file, wrong columns, unsafe ids, bad numbers, or one id for two clips.
+    """
     problems = Problems(path)
     hint = "AudioCaps publishes train.csv, val.csv and test.csv, put them there"
     seen: set[tuple[str, ...]] = set()

@@ -146,11 +146,15 @@ def _read_clips(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
     """Clips of either form by clip id, in file order."""
     if path.suffix == ".json":
         return read_sound_list(path, items_of(path, read_json(path, hint="put it there")), index, str)
-    return _read_captions(path, index)
+    return read_captions(path, index)
 
 
-def _read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
-    """Clips of a captions file by clip id, in file order."""
+def read_captions(path: Path, index: SplitIndex) -> dict[str, NamedSounds]:
+    """Clips of a captions file by clip id, in file order.
+
+    Raises:
+        DataError: no such file, wrong columns, or names that lead elsewhere.
+    """
     problems = Problems(path)
     part = path.stem.rpartition("_")[2]
     hint = f"Clotho publishes clotho_captions_{part}.csv, put it there"

@@ -42,6 +42,7 @@ TRAINER_VERBS = {
 }
 AVCAP_VERBS = TRAINER_VERBS | {
     "caption": Verb("caption files with a trained system", "avcap_zoo.cli.caption"),
+    "score": Verb("score captions of any file, and compare two", "avcap_zoo.cli.score"),
     "ground": Verb("show where in a picture the things are that a text names", "avcap_zoo.cli.ground"),
     "chat": Verb("ask about a picture, a sound, or both", "avcap_zoo.cli.chat"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),

@@ -18,6 +18,8 @@ from typing import IO
 from avcap_zoo.metrics.java import LOCALE_FLAGS, JavaError, jar_folder, last_lines
 
 _SEPARATOR = "|||"
+# Where the counts of a clip have its words (candidate, reference), the chunks, and the words that match (both).
+_LENGTHS, _CHUNKS, _MATCHES = slice(0, 2), 20, slice(21, 23)
 
 
 class MeteorProcess:
@@ -76,13 +78,40 @@ class MeteorProcess:
         Raises:
             JavaError: the program died, took too long or answered with something that is not a number.
         """
+        return self.evaluate(self.count(candidates, references))
+
+    def count(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[list[float]]:
+        """What METEOR counts in each clip (words, matches, chunks ...); arguments and errors as in `score`.
+
+        The counts of a corpus are the sums of those of its clips. Where all words match in one chunk, METEOR adds no
+        chunk to the corpus; the row says none then, which is the same to the clip's own score.
+        """
+        counts = []
         with self._lock:
-            statistics = []
             for candidate, own_references in zip(candidates, references, strict=True):
                 parts = ["SCORE", *map(_one_field, own_references), _one_field(candidate)]
-                statistics.append(self._ask(f" {_SEPARATOR} ".join(parts), num_answers=1)[0])
-                self._numbers(statistics[-1].split())
-            answers = self._ask(f" {_SEPARATOR} ".join(["EVAL", *statistics]), num_answers=len(statistics) + 1)
+                (answer,) = self._ask(f" {_SEPARATOR} ".join(parts), num_answers=1)
+                row = self._numbers(answer.split())
+                if row[_CHUNKS : _CHUNKS + 1] == [1.0] and row[_LENGTHS] == row[_MATCHES]:
+                    row[_CHUNKS] = 0.0
+                counts.append(row)
+        return counts
+
+    def evaluate(self, counts: Sequence[Sequence[float]]) -> tuple[float, list[float]]:
+        """Scores from counts; rows may be those of `count`, or sums of some of them.
+
+        Args:
+            counts: B rows.
+
+        Returns:
+            The score of the sum of all rows, and B scores, all in [0, 1].
+
+        Raises:
+            JavaError: as in `score`.
+        """
+        rows = [" ".join(repr(float(number)) for number in row) for row in counts]
+        with self._lock:
+            answers = self._ask(f" {_SEPARATOR} ".join(["EVAL", *rows]), num_answers=len(rows) + 1)
             scores = self._numbers(answers)
         return scores[-1], scores[:-1]
 

@@ -8,10 +8,13 @@ remedy in `missing`; it is never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from avcap_zoo.errors import AvcapError, ConfigError, DataError, require_extra
 from avcap_zoo.metrics.java import HOW_TO_GET_JAVA, JavaError, find_java
@@ -21,6 +24,7 @@ from avcap_zoo.metrics.tokenizer import tokenize_ptb, tokenize_python
 
 Tokenizer = Literal["auto", "ptb", "python"]
 
+BLEU_ORDERS = 4
 METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 _TOKENIZERS = ("auto", "ptb", "python")
 _NEED_JAVA = ("meteor", "spice")
@@ -44,6 +48,8 @@ class CaptionReport:
         missing: why a metric was left out, and how to get it, by name.
         tokenizer: "ptb" or "python", whichever ran.
         notes: one line for each thing the reader of the numbers should know.
+        counts: (clips, numbers) of bleu and meteor, in the order of per_clip: what each clip adds to the corpus, since
+            the score of the corpus is no mean of the clips there. See `bootstrap`.
     """
 
     corpus: dict[str, float]
@@ -51,15 +57,17 @@ class CaptionReport:
     missing: dict[str, str]
     tokenizer: str
     notes: tuple[str, ...] = ()
+    counts: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass
 class _Scores:
-    """Scores as they come in: the corpus, one list per metric over the sorted clips, and what is missing."""
+    """Scores as they come in: the corpus, one list per metric over the sorted clips, counts, and what is missing."""
 
     corpus: dict[str, float] = field(default_factory=dict)
     clips: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, name: str, corpus: float, clips: Iterable[float]) -> None:
         self.corpus[name] = float(corpus)
@@ -135,7 +143,22 @@ def score_captions(
     per_clip = {
         row.clip_id: {name: values[index] for name, values in scores.clips.items()} for index, row in enumerate(merged)
     }
-    return CaptionReport(scores.corpus, per_clip, scores.missing, used, tuple(notes))
+    return CaptionReport(scores.corpus, per_clip, scores.missing, used, tuple(notes), scores.counts)
+
+
+def with_scores(report: CaptionReport, scores: Mapping[str, Sequence[float]]) -> CaptionReport:
+    """A report with further scores of its clips; that of the corpus is their mean.
+
+    Args:
+        report: from `score_captions`.
+        scores: by name, one for each clip in the order of `per_clip`; NaN where there is none.
+    """
+    corpus = {name: mean_without_nan(values) for name, values in scores.items()}
+    clips = {
+        clip_id: {**own, **{name: float(values[index]) for name, values in scores.items()}}
+        for index, (clip_id, own) in enumerate(report.per_clip.items())
+    }
+    return replace(report, corpus=report.corpus | corpus, per_clip=clips)
 
 
 def check_choices(metrics: Sequence[str], tokenizer: str) -> tuple[str, ...]:
@@ -265,14 +288,18 @@ def _score_in_python(
     truth = dict(enumerate(references))
     tested = {index: [candidate] for index, candidate in enumerate(candidates)}
     if "bleu" in names:
-        bleu = require_extra("pycocoevalcap.bleu.bleu", "metrics").Bleu(4)
-        for order, (corpus, clips) in enumerate(zip(*bleu.compute_score(truth, tested, verbose=0), strict=True), 1):
+        bleu = require_extra("pycocoevalcap.bleu.bleu_scorer", "metrics").BleuScorer(n=BLEU_ORDERS)
+        for candidate, own in zip(candidates, references, strict=True):
+            bleu += (candidate, own)
+        found = zip(*bleu.compute_score(option="closest", verbose=0), strict=True)
+        for order, (corpus, clips) in enumerate(found, 1):
             scores.add(f"bleu_{order}", corpus, clips)
+        scores.counts["bleu"] = np.array([_bleu_counts(clip) for clip in bleu.ctest], dtype=np.float64)
     if "rouge_l" in names:
         rouge = require_extra("pycocoevalcap.rouge.rouge", "metrics").Rouge()
-        found = rouge.compute_score(truth, tested)[1]
+        values = rouge.compute_score(truth, tested)[1]
         # An empty reference splits into one empty word there, which an empty candidate would match in full.
-        clips = [float(score) if candidate else 0.0 for score, candidate in zip(found, candidates, strict=True)]
+        clips = [float(score) if candidate else 0.0 for score, candidate in zip(values, candidates, strict=True)]
         scores.add("rouge_l", sum(clips) / len(clips), clips)
     if "cider" in names and len(candidates) == 1:
         # Every word is in every clip, so no word has a weight; pycocoevalcap would say 0.
@@ -281,10 +308,41 @@ def _score_in_python(
         scores.add("cider", *require_extra("pycocoevalcap.cider.cider", "metrics").Cider().compute_score(truth, tested))
 
 
+def _bleu_counts(clip: dict[str, Any]) -> list[float]:
+    """A clip as `bleu_of_counts` takes it, from what pycocoevalcap keeps of it."""
+    length = clip["testlen"]
+    reference = min(clip["reflen"], key=lambda other: (abs(other - length), other))
+    return [length, reference, *clip["guess"], *clip["correct"]]
+
+
+def bleu_of_counts(counts: NDArray[np.float64]) -> list[list[float]]:
+    """BLEU-1..4 of corpora by pycocoevalcap's formula.
+
+    Args:
+        counts: (D, 10) sums over the clips of each corpus: words, words of the nearest references, n-grams of 1 to 4
+            words, and those of them that the references have.
+
+    Returns:
+        For each order, D scores.
+    """
+    bleu = require_extra("pycocoevalcap.bleu.bleu_scorer", "metrics").BleuScorer(n=BLEU_ORDERS)
+    # To pycocoevalcap each corpus is one long clip: its formula is the same for both.
+    bleu.crefs = [None] * len(counts)
+    bleu.ctest = [
+        {"testlen": row[0], "reflen": [row[1]], "guess": row[2 : 2 + BLEU_ORDERS], "correct": row[2 + BLEU_ORDERS :]}
+        for row in counts.tolist()
+    ]
+    scores: list[list[float]] = bleu.compute_score(option="closest", verbose=0)[1]
+    return scores
+
+
 def _score_meteor(scores: _Scores, candidates: Sequence[str], references: Sequence[Sequence[str]], java: Path) -> None:
     """METEOR, or the reason why its program failed."""
     try:
-        scores.add("meteor", *shared_meteor(java).score(candidates, references))
+        process = shared_meteor(java)
+        counts = process.count(candidates, references)
+        scores.add("meteor", *process.evaluate(counts))
+        scores.counts["meteor"] = np.array(counts, dtype=np.float64)
     except JavaError as error:
         scores.missing["meteor"] = str(error)
 

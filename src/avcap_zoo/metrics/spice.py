@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,10 +58,12 @@ def find_corenlp(places: Sequence[Path]) -> list[Path] | None:
 
 def why_no_spice(places: Sequence[Path]) -> str:
     """What is missing and where to put it, on one line."""
+    archive = CORENLP_ARCHIVE.rpartition("/")[2]
+    wanted = " ".join(f"'*/{name}'" for name in CORENLP_JARS)
     return (
-        f"SPICE needs {CORENLP_JARS[0]} and {CORENLP_JARS[1]}, which no wheel brings: take both out of "
-        f"{CORENLP_ARCHIVE} and put them into {places[1]}, or name their folder with spice_jars"
-        f" (looked in {', '.join(map(str, places))})"
+        f"SPICE needs {CORENLP_JARS[0]} and {CORENLP_JARS[1]}, which no wheel brings: "
+        f"curl -fLO {CORENLP_ARCHIVE} && unzip -j {archive} {wanted} -d {shlex.quote(str(places[1]))}, "
+        f"or name their folder with spice_jars (looked in {', '.join(map(str, places))})"
     )
 
 

@@ -54,7 +54,7 @@ def test_the_question_holds_one_line_and_its_fields(play_java: PlayJava, tmp_pat
     process = MeteorProcess(play_java(f"log = open({str(log)!r}, 'w')\n{LOGS}"))
     process.score(["a ||| b\nc"], [["x\r\ny", "|||"]])
     process.close()
-    assert log.read_text().splitlines() == ["SCORE ||| x y |||  ||| a b c", "EVAL ||| 1"]
+    assert log.read_text().splitlines() == ["SCORE ||| x y |||  ||| a b c", "EVAL ||| 1.0"]
 
 
 @pytest.mark.parametrize(

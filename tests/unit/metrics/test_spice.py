@@ -106,7 +106,7 @@ def test_both_jars_must_be_in_one_folder(tmp_path: Path) -> None:
 
 def test_the_reason_names_both_files_and_the_folder(tmp_path: Path) -> None:
     reason = why_no_spice(jar_places(cache_dir=tmp_path))
-    for words in (*CORENLP_JARS, f"put them into {tmp_path / 'spice'}", "spice_jars"):
+    for words in (*CORENLP_JARS, "curl -fLO http", f"-d {tmp_path / 'spice'}, or", "spice_jars"):
         assert words in reason
     assert "\n" not in reason
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from avcap_zoo.batch import Batch
+from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.metrics.recall import RetrievalScores
 from avcap_zoo.systems.vlrm.alignment import comparable, find_phrases, find_repeated_words, find_words, find_years
 from avcap_zoo.systems.vlrm.captioner import Captioner
-from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.model import middle_frames
 from avcap_zoo.systems.vlrm.rewards import BadPhrases, RepeatedWords, mean_log_prob, read_list
 

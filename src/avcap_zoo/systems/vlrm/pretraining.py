@@ -19,10 +19,10 @@ from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
+from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, plain
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
 from avcap_zoo.systems.vlrm.captioner import load_tokenizer as load_captioner_tokenizer
-from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import (
     LAVIS_NORM_EPS,
     clean_caption,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
 from avcap_zoo.errors import AvcapError, ConfigError
 from avcap_zoo.metrics.cider import CorpusCIDEr
+from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.ops.returns import Spread, mutual_choice
 from avcap_zoo.systems.vlrm.alignment import (
     AlignedText,
@@ -31,7 +32,6 @@ from avcap_zoo.systems.vlrm.alignment import (
     find_years,
 )
 from avcap_zoo.systems.vlrm.captioner import Captioner
-from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import LAVIS_NORM_EPS, Matcher, Score, clean_caption, match_scores
 
 _LISTED = 5

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avcap_zoo.errors import ConfigError, DataError, WeightsError
+from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.systems.vlrm import VLRMModel
 from avcap_zoo.systems.vlrm.captioner import Captioner
-from avcap_zoo.systems.vlrm.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.keymap import lavis_to_transformers
 from avcap_zoo.systems.vlrm.matcher import clean_caption, match_scores
 from avcap_zoo.systems.vlrm.model import split

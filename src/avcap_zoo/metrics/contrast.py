@@ -70,11 +70,18 @@ class ContrastModel(nn.Module):
 
     def embed(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The same with gradient."""
-        weight = self.clip.token_embedding.weight
+        return self.embed_images(images), self.embed_texts(texts)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, C) float32 embeddings of (B, 3, H, W) uint8 images, with gradient."""
         pixels = normalise_images(images, self.image_size_px, self.mean.float(), self.std.float())
-        seen = self.clip.encode_image(pixels.to(weight.dtype))
-        read = self.clip.encode_text(self.tokenize(list(texts)).to(weight.device))
-        return seen.float(), read.float()
+        seen: Tensor = self.clip.encode_image(pixels.to(self.clip.token_embedding.weight.dtype))
+        return seen.float()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """(B, C) float32 embeddings of B texts, with gradient."""
+        read: Tensor = self.clip.encode_text(self.tokenize(list(texts)).to(self.clip.token_embedding.weight.device))
+        return read.float()
 
 
 def _weight_file(model: str, checkpoint: str, key: str) -> Path:
