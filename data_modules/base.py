@@ -68,7 +68,8 @@ class CaptionDataModule(LightningDataModule):
             what a short clip lacks is masked.
         audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips are
             cut to the last one. Empty = padded to the longest clip.
-        drop_last: leave clips that fill no training batch to the next epoch, so that all batches have one size.
+        drop_last: leave clips that fill no training batch to the next epoch, so that all batches have one size; in
+            evaluation the last batch is filled with clips that come again, and count once.
         limits: what a single media file may cost.
         visual_cache: folder made by `avcap cache visual`, taken instead of pictures.
         audio_cache: folder made by `avcap cache audio`, taken instead of sound.
@@ -224,8 +225,8 @@ class CaptionDataModule(LightningDataModule):
                 raise DataError(f"{self.name} {split}: none of {official} clips is in {self.root}{reasons}")
             if present < self.min_present_share * official:
                 raise DataError(
-                    f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
-                    f"lower data.init_args.min_present_share if that is meant"
+                    f"{self.name} {split}: only {present} of {official} official clips ({present / official:.0%}) are "
+                    f"in {self.root}{reasons}; lower data.init_args.min_present_share if that is meant"
                 )
             counted = self.counted_things(split)
             rank_zero_info(f"{self.name} {split}: {present} of {official} {counted} present{_extent(index)}")
@@ -271,9 +272,13 @@ class CaptionDataModule(LightningDataModule):
         return self.evaluation_loader(self.predict_split)
 
     def evaluation_loader(self, split: Split) -> DataLoader[Batch]:
-        """Any split in file order, every clip once (over several processes the last ones may repeat)."""
+        """Any split in file order, every clip once (over several processes, and with `drop_last`, some come again)."""
         return ClipLoader(
-            sampler=EpochSampler(len(self.records(split)), *self._rank()),
+            sampler=EpochSampler(
+                len(self.records(split)),
+                *self._rank(),
+                filled_batches_of=self.eval_batch_size if self.drop_last else 1,
+            ),
             batch_size=self.eval_batch_size,
             **self._loader_options(split),
         )

@@ -33,14 +33,24 @@ class EpochSampler(DistributedSampler[Draw]):
         world_size: number of processes.
         whole_batches_of: clips per batch and process; positions that fill no batch on every process are left to the
             next epoch, whose order is another. None = every position is drawn.
+        filled_batches_of: clips per batch; the last batch of every process is filled up with positions from the start.
     """
 
-    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1, whole_batches_of: int | None = None) -> None:
+    def __init__(
+        self,
+        num_clips: int,
+        rank: int = 0,
+        world_size: int = 1,
+        whole_batches_of: int | None = None,
+        *,
+        filled_batches_of: int = 1,
+    ) -> None:
         # Lightning leaves samplers of this type alone. Its own __init__ wants a data set we do not need.
         together = 1 if whole_batches_of is None else whole_batches_of * world_size
         self.num_clips = num_clips // together * together
         self.rank = rank
         self.world_size = world_size
+        self.filled = filled_batches_of
         self.epoch = 0
         self.start = 0
 
@@ -58,12 +68,15 @@ class EpochSampler(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         """Draws of this process from the starting position on."""
         epoch, start = self.epoch, self.start
-        for turn in range(-(-(self.num_clips - start) // self.world_size)):
+        for turn in range(self._draws(self.num_clips - start)):
             yield epoch, (start + turn * self.world_size + self.rank) % self.num_clips
 
     def __len__(self) -> int:
         """Draws of this process in a whole epoch, wherever it starts."""
-        return -(-self.num_clips // self.world_size)
+        return self._draws(self.num_clips)
+
+    def _draws(self, positions: int) -> int:
+        return -(-positions // (self.world_size * self.filled)) * self.filled
 
 
 def leave_process_group(worker: int) -> None:

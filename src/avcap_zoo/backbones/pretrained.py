@@ -116,3 +116,23 @@ def save_parts(folder: Path, *parts: Any) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     staging.rename(folder)
+
+
+def local_copy(source: str) -> Path | None:
+    """Where a hub id or folder in transformers format lies on this machine, without asking the hub.
+
+    Returns:
+        The folder; of a hub id, that of its newest snapshot in the hub's cache. None where there is none.
+    """
+    from transformers.utils import cached_file
+
+    if Path(source).is_dir():
+        return Path(source)
+    for name in ("config.json", "tokenizer_config.json", "vocab.txt", "open_clip_config.json"):
+        try:
+            found = cached_file(source, name, local_files_only=True)
+        except (OSError, ValueError):  # not there, or no name that the hub could have
+            continue
+        if found is not None:
+            return Path(found).parent
+    return None

@@ -32,7 +32,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from avcap_zoo.cli.devices import HPU_STRATEGY, check_accelerator
+from avcap_zoo.cli.config_files import set_environment
+from avcap_zoo.cli.devices import check_accelerator, trainer_options
 from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_name
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
@@ -113,6 +114,12 @@ class CaptionCLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.add_argument("--model", type=System, required=True, sub_configs=True, help="The system to run.")
         parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True, help="The data set.")
+        parser.add_argument(
+            "--environment",
+            type=dict[str, str],
+            default={},
+            help="Variables for libraries that read them when they are imported; what is set already stays.",
+        )
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -144,6 +151,7 @@ class CaptionCLI(LightningCLI):
             "data": CaptionDataModule,
             "trainer": Trainer,
             "seed_everything": bool | int,
+            "environment": dict[str, str],
         } | {name: hints[name] for name in self._subcommand_method_arguments[verb]}
 
     @override
@@ -197,10 +205,13 @@ class CaptionCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Ask for the device before a model is built for it."""
-        accelerator = self._get(self.config, "trainer").get("accelerator")
-        if isinstance(accelerator, str):
-            check_accelerator(accelerator)
+        """Ask for the device before a model is built for it; let no captions pile up that are written anyway."""
+        if self.config["subcommand"] == "predict" and self._get(self.config, "return_predictions") is None:
+            self.config["predict"]["return_predictions"] = False
+        set_environment(self._get(self.config, "environment"))
+        trainer = self._get(self.config, "trainer")
+        if isinstance(trainer.get("accelerator"), str):
+            check_accelerator(trainer["accelerator"], trainer.get("precision"))
 
     @override
     def instantiate_classes(self) -> None:
@@ -232,8 +243,11 @@ class CaptionCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         root = self._root(self.config[self.subcommand])
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
-        if str(settings["accelerator"]).lower() == "hpu" and settings["strategy"] == "auto":
-            ours["strategy"] = HPU_STRATEGY
+        ours |= trainer_options(settings)
+        if settings["precision"] == "bf16-true":
+            from avcap_zoo.accelerators.precision import HalfBasePrecision
+
+            ours |= {"precision": None, "plugins": [*ours["plugins"], HalfBasePrecision()]}
         callbacks = settings["callbacks"]
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:

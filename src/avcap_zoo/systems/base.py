@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
+from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
-from avcap_zoo.weights.fingerprint import fingerprint
+from avcap_zoo.weights.fingerprint import fingerprint, whole
 from avcap_zoo.weights.load import compare_keys
 
 CHECKPOINT_KEY = "avcap_zoo"
+TEXT_TOKENS = 48
+"""Tokens of prompt and caption that an estimate of a step counts for each clip."""
 _SHOWN_CAPTIONS = 3
 MOST_SKIPPED = 10
 """Batches in a row without a finite loss, until the run ends although they are to be skipped."""
@@ -80,6 +83,22 @@ class Requirements:
     modalities: tuple[Modality, ...] = field(default=("audio", "visual"))
 
 
+@dataclass
+class StepWork:
+    """What a training step computes, for an estimate of its memory and time.
+
+    Attributes:
+        positions: by dotted name of a part of the model, in the order of the forward pass: positions (tokens, patches)
+            of one clip that go through its layers, as often as they do.
+        behind: parts that stand behind trained ones, and so pass gradients on even where they are frozen.
+        clips_at_once: clips whose activations are in memory together; None = those of a batch.
+    """
+
+    positions: dict[str, float]
+    behind: tuple[str, ...] = ()
+    clips_at_once: int | None = None
+
+
 class System(LightningModule):
     """Base of everything that Lightning runs here.
 
@@ -96,6 +115,8 @@ class System(LightningModule):
     """
 
     model: nn.Module
+    may_be_shared_out: ClassVar[bool] = False
+    """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
 
     def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
@@ -124,20 +145,33 @@ class System(LightningModule):
     # Steps
 
     def setup(self, stage: str) -> None:
-        """Check the data module against `requirements`.
+        """Check the data module against `requirements`, and the strategy.
 
         Raises:
-            ConfigError: sample rate or modalities do not fit; names both values and keys.
+            ConfigError: sample rate or modalities do not fit; names both values and keys. Or processes that share a
+                model would run it unequally often, and wait for each other for ever.
         """
+        if isinstance(self.trainer.strategy, ShardedBaseStrategy) and not self.may_be_shared_out:
+            raise ConfigError(
+                f"{type(self).__name__} runs on one device or with --trainer.strategy ddp: layers are not shared out"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
+        self.check_data(data)
         self.decoding = {
             "sample_rate_hz": data.sample_rate_hz,
             "num_frames": data.num_frames,
             "image_size_px": data.image_size_px,
             "precision": str(self.trainer.precision),
         }
+
+    def check_data(self, data: ClipSource) -> None:
+        """Compare a data module with `requirements`.
+
+        Raises:
+            ConfigError: sample rate or modalities do not fit; names both values and keys.
+        """
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
             raise ConfigError(
@@ -189,8 +223,8 @@ class System(LightningModule):
                 return None
             self._skipped_in_a_row = 0
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
-        self.log_dict(named, batch_size=len(batch))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_dict(named, batch_size=len(batch), sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         return total
 
     def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
@@ -218,6 +252,24 @@ class System(LightningModule):
             self.log("train/clips_per_s", rate, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, batch_size=len(batch))
 
+    def mean_over_processes(self, number: Tensor) -> Tensor:
+        """Mean of a number over the processes that train together; all of them must ask."""
+        if self._trainer is None or not self.training or self.trainer.world_size == 1:
+            return number
+        mean = number.float()
+        torch.distributed.all_reduce(mean)
+        return mean / self.trainer.world_size
+
+    # For those who look before anything is built
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """The arguments that count with this configuration, as in YAML; others may name files that are not needed."""
+        return dict(self.init_args)
+
+    def step_work(self, num_frames: int) -> StepWork | None:
+        """What a step of the model, once built, computes with so many frames per clip; None: it does not say."""
+        return None
+
     # Optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -232,8 +284,9 @@ class System(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # One pass over memory on a processor; elsewhere torch chooses, and fused would refuse fp16 with clipping.
-        fused = True if all(p.device.type == "cpu" for p in trained) else None
+        # One pass over memory on a processor; elsewhere torch chooses. With autocast Lightning would refuse to clip.
+        plain = str(self.trainer.precision).startswith(("32", "64"))
+        fused = True if plain and all(p.device.type == "cpu" for p in trained) else None
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
         )
@@ -285,7 +338,7 @@ class System(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what the run made, and note what it stands on."""
         held = self.checkpoint_names()
-        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in held}
+        checkpoint["state_dict"] = {n: whole(t) for n, t in checkpoint["state_dict"].items() if n in held}
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__name__}",
             "init_args": json.dumps(self.init_args),

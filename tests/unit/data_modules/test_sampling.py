@@ -36,6 +36,14 @@ def woven(shares: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
     return [draw for turn in zip(*shares, strict=True) for draw in turn]
 
 
+@pytest.mark.parametrize(("world_size", "length"), [(1, 12), (2, 8), (3, 4)])
+def test_batches_of_evaluation_are_filled(world_size: int, length: int) -> None:
+    shares = [list(EpochSampler(10, rank, world_size, filled_batches_of=4)) for rank in range(world_size)]
+    assert [len(share) for share in shares] == [length] * world_size
+    assert {place for _, place in woven(shares)[:10]} == set(range(10))
+    assert {place for _, place in woven(shares)[10:]} <= set(range(10))
+
+
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:
     orders = {(seed, epoch): tuple(epoch_order(50, seed, epoch).tolist()) for seed in (0, 1, 7) for epoch in range(4)}
     assert all(sorted(order) == list(range(50)) for order in orders.values())

@@ -140,7 +140,9 @@ class CLIPTagger(Tagger):
         read = []
         with torch.inference_mode():
             for start in range(0, len(sentences), 256):
-                batch = tokenizer(sentences[start : start + 256], padding=True, truncation=True, return_tensors="pt")
+                # Some tokenizers would add token types, which CLIP of transformers 4 does not take.
+                options = {"padding": True, "truncation": True, "return_tensors": "pt", "return_token_type_ids": False}
+                batch = tokenizer(sentences[start : start + 256], **options)
                 read.append(_pooled(model.get_text_features(**batch.to(self.device))))
         return processor, model, torch.nn.functional.normalize(torch.cat(read), dim=-1)
 

@@ -19,13 +19,13 @@ from avcap_zoo.backbones.language import GenerationSettings
 from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.errors import ConfigError, NonFiniteLossError
 from avcap_zoo.ops.returns import explained_variance, whiten
-from avcap_zoo.systems.base import CHECKPOINT_KEY, MOST_SKIPPED, OptimizerSettings, Requirements
+from avcap_zoo.systems.base import CHECKPOINT_KEY, MOST_SKIPPED, OptimizerSettings, Requirements, StepWork
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings, Stage
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
 from avcap_zoo.systems.vlrm.evaluation import RecallJudge, RecallSettings, fluency, wording
 from avcap_zoo.systems.vlrm.model import PolicyPass, Rollout, UpdateSettings, VLRMModel
-from avcap_zoo.systems.vlrm.rewards import RewardSettings, make_reward
+from avcap_zoo.systems.vlrm.rewards import RewardSettings, all_options, make_reward
 from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
 
 _RARE = 0.01
@@ -150,6 +150,23 @@ class VLRM(CaptionSystem):
             self.model = VLRMModel(
                 self.captioner, self.sampling, self.value_head, self.rewards, self.update, self.generation
             )
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, with the options of the rewards that were left at their defaults."""
+        rewards = {name: {**asdict(term), "options": all_options(term)} for name, term in self.rewards.items()}
+        return self.init_args | {"rewards": rewards}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Each caption goes through the language model to be drawn, for the reference, the value and the policy."""
+        blip = self.model.captioner.blip.config
+        vision = blip.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        queries, drawn = self.model.captioner.num_queries, self.sampling.max_new_tokens
+        positions: dict[str, float] = {"captioner.blip.vision_model": patches, "captioner.blip.qformer": 3 * queries}
+        positions["captioner.blip.language_model"] = 3 * (queries + drawn) + drawn
+        positions["value_head"] = drawn
+        positions |= {f"rewards.{name}": patches + drawn for name, _ in self.model.reward_items()}
+        return StepWork(positions, ("captioner.blip.language_model",), self.update.micro_batch_size)
 
     def setup(self, stage: str) -> None:
         """Check data, strategy and precision.
