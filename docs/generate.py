@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links between pages and systems' pages as the site has them; in the repository they lead to README files."""
+    markdown = re.sub(r"\]\(\.\./src/avcap_zoo/systems/(\w+)/README\.md", r"](systems/\1.md", markdown)
+    return markdown.replace("](../../../../docs/", "](../")
 
 
 def commands_page() -> str:

@@ -25,6 +25,10 @@ from avcap_zoo.cli.cache import _restore
 from avcap_zoo.cli.convert import write_official, write_ours
 from avcap_zoo.data_modules.feature_cache import FeatureReader
 from avcap_zoo.errors import AvcapError
+from avcap_zoo.metrics.clip_score import TransformersCLIP
+from avcap_zoo.metrics.contrast import ContrastModel
+from avcap_zoo.metrics.fense import ErrorDetector, SentenceEncoder
+from avcap_zoo.metrics.model_folder import load_tokenizer as load_score_tokenizer
 from avcap_zoo.serving.loading import load_system
 from avcap_zoo.systems.bubogpt.detection import GroundingDino
 from avcap_zoo.systems.bubogpt.segmentation import SAM
@@ -32,7 +36,6 @@ from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, RAMTagger
 from avcap_zoo.systems.lavcap.keymap import CONVERSION
 from avcap_zoo.systems.lavcap.model import build_audio_encoder
 from avcap_zoo.systems.vlrm.captioner import Captioner, CaptionerSettings
-from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.systems.vlrm.matcher import Matcher
 from avcap_zoo.weights.published import load_eva
 from tests.house import tree
@@ -137,6 +140,10 @@ FOLDERS: dict[str, Callable[[str, Path], object]] = {
     "bubogpt/detection.py GroundingDino.source": lambda path, _: GroundingDino(path)._processor,
     "bubogpt/detection.py GroundingDino.source, its model": lambda path, _: GroundingDino(path)._model,
     "chat_model.py ChatModel.source": lambda path, _: ChatModel(path, key="key")._loaded,
+    "FENSE's encoder": lambda path, _: SentenceEncoder.load(Path(path)),
+    "FENSE's detector": lambda path, _: ErrorDetector.load(Path(path)),
+    "a tokenizer of a score": lambda path, _: load_score_tokenizer(Path(path), "option"),
+    "CLIPScore": lambda path, _: TransformersCLIP(Path(path)),
     "bubogpt/segmentation.py SAM.source": lambda path, _: SAM(path)._loaded,
     "bubogpt/tagging.py CLIPTagger.source": lambda path, _: CLIPTagger(["dog"], path)._loaded,
 }
@@ -148,6 +155,7 @@ FOREIGN = {
 }
 # Handed on to one of the above.
 ALIASES = {
+    "metrics/scores.py CaptionReport.tokenizer",  # the name of ours
     "bubogpt/matching.py LanguageModelMatcher.source",
     "bubogpt/module.py BuboGPT.start_from",
     "vlrm/evaluation.py RecallSettings.checkpoint",
@@ -203,7 +211,7 @@ def test_a_hostile_source(entry: str, tmp_path: Path, marker: Path, monkeypatch:
 def test_every_setting_that_names_weights_is_tried() -> None:
     wanted = re.compile(r"source|tokenizer|weights|start_from|text_encoder|\w*checkpoint")
     found = set()
-    for path in [*tree.python_files("src/avcap_zoo/systems"), *tree.python_files("src/avcap_zoo/backbones")]:
+    for path in tree.python_files(*(f"src/avcap_zoo/{floor}" for floor in ("systems", "backbones", "metrics"))):
         short = "/".join(path.parts[-2:]).removeprefix("backbones/")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ClassDef):

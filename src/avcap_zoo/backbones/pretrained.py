@@ -54,8 +54,8 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
     return model
 
 
-def load_part(part_class: Any, source: str, key: str) -> Any:
-    """Load what stands beside a model by a class of transformers that looks for parts: a tokenizer, a processor.
+def load_part(part_class: Any, source: str, key: str, **options: Any) -> Any:
+    """Load what stands beside a model by a class of transformers that looks for parts: a tokenizer, a config.
 
     Code that a source brings along is not run, nor is anybody asked whether it may be, as transformers would ask.
 
@@ -63,12 +63,13 @@ def load_part(part_class: Any, source: str, key: str) -> Any:
         part_class: such as AutoTokenizer, or SamProcessor, which asks AutoImageProcessor.
         source: hub id or local folder.
         key: config key the source came from, for the message.
+        options: of `from_pretrained`.
 
     Raises:
         WeightsError: the source cannot be found, read, or needs its own code.
     """
     with hub_error(source, key):
-        return part_class.from_pretrained(source, trust_remote_code=False)
+        return part_class.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def _mismatch(entry: str | tuple[str, Any, Any]) -> str:
