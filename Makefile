@@ -4,10 +4,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BIN_HPU := .venv-hpu/bin
+INSTALLED_HPU := .venv-hpu/.installed
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce-tables test test-fast lint format typecheck smoke dist clean
+.PHONY: help install demo reproduce-tables test test-fast test-hpu lint format typecheck smoke docs figures dist clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
@@ -26,6 +29,10 @@ test: lint typecheck  ## lint, types, then every test, in two processes
 test-fast: $(INSTALLED)  ## the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
 
+test-hpu: $(INSTALLED_HPU)  ## Gaudi on a stand-in, with this Lightning and with the last that had its own accelerator
+	AVCAP_TEST_HPU=1 $(PYTEST) tests/hpu
+	AVCAP_TEST_HPU=1 $(PYTEST:$(BIN)/%=$(BIN_HPU)/%) tests/hpu tests/unit/accelerators tests/unit/backbones/test_language.py
+
 lint: $(INSTALLED)  ## ruff: rules and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,11 +47,17 @@ typecheck: $(INSTALLED)  ## mypy, strict
 smoke: $(INSTALLED)  ## two training steps of LAVCap at toy size
 	$(BIN)/lightning fit -c configs/tiny/lavcap.yaml -c configs/tiny/smoke.yaml
 
+docs: $(INSTALLED)  ## the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+
+figures: $(INSTALLED)  ## the pictures of README and docs, from small models that are trained first, in runs/figures
+	$(BIN)/python docs/figures.py
+
 dist: $(INSTALLED)  ## source archive and wheel in dist/
 	$(BIN)/python -m build --outdir dist .
 
 clean:  ## remove what make made; data, runs and checkpoints stay
-	rm -rf .venv build dist demo src/avcap_zoo.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-hpu build dist demo site src/avcap_zoo.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find src data_modules tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Touched last, so that an interrupted install is taken up again and a finished one is left alone.
@@ -53,4 +66,11 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing into .venv; the first time this fetches torch, some gigabytes, and takes minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# On top of .venv, so that torch and all else that both hold are there once.
+$(INSTALLED_HPU): $(INSTALLED) constraints-hpu.txt
+	$(BIN)/python -m venv .venv-hpu
+	$(BIN)/python -c '$(SITE)' > "$$($(BIN_HPU)/python -c '$(SITE)')/above.pth"
+	$(BIN_HPU)/python -m pip install --disable-pip-version-check --no-compile -qq -c constraints-hpu.txt -e ".[dev,hpu]"
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avcap_zoo.batch import Batch
-from avcap_zoo.errors import DataError
+from avcap_zoo.errors import DataError, first_line
 
 Draw = tuple[int, int]
 """(epoch, position in the order of that epoch)."""
@@ -32,14 +33,24 @@ class EpochSampler(DistributedSampler[Draw]):
         world_size: number of processes.
         whole_batches_of: clips per batch and process; positions that fill no batch on every process are left to the
             next epoch, whose order is another. None = every position is drawn.
+        filled_batches_of: clips per batch; the last batch of every process is filled up with positions from the start.
     """
 
-    def __init__(self, num_clips: int, rank: int = 0, world_size: int = 1, whole_batches_of: int | None = None) -> None:
+    def __init__(
+        self,
+        num_clips: int,
+        rank: int = 0,
+        world_size: int = 1,
+        whole_batches_of: int | None = None,
+        *,
+        filled_batches_of: int = 1,
+    ) -> None:
         # Lightning leaves samplers of this type alone. Its own __init__ wants a data set we do not need.
         together = 1 if whole_batches_of is None else whole_batches_of * world_size
         self.num_clips = num_clips // together * together
         self.rank = rank
         self.world_size = world_size
+        self.filled = filled_batches_of
         self.epoch = 0
         self.start = 0
 
@@ -57,12 +68,21 @@ class EpochSampler(DistributedSampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         """Draws of this process from the starting position on."""
         epoch, start = self.epoch, self.start
-        for turn in range(-(-(self.num_clips - start) // self.world_size)):
+        for turn in range(self._draws(self.num_clips - start)):
             yield epoch, (start + turn * self.world_size + self.rank) % self.num_clips
 
     def __len__(self) -> int:
         """Draws of this process in a whole epoch, wherever it starts."""
-        return -(-self.num_clips // self.world_size)
+        return self._draws(self.num_clips)
+
+    def _draws(self, positions: int) -> int:
+        return -(-positions // (self.world_size * self.filled)) * self.filled
+
+
+def leave_process_group(worker: int) -> None:
+    """Initialise a data worker: a signal to the whole process group is for the run, which ends its workers itself."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 class ClipLoader(DataLoader[Batch]):
@@ -76,9 +96,27 @@ class ClipLoader(DataLoader[Batch]):
         """Batches.
 
         Raises:
-            DataError: what a worker met.
+            DataError: what a worker met; or a worker hangs or was killed.
         """
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if str(error).startswith("DataLoader timed out"):
+                    raise DataError(
+                        f"no batch came from the {self.num_workers} data workers within {self.timeout:g} s: a disk "
+                        f"that does not answer, or a file that takes for ever. data.init_args.num_workers 0 shows "
+                        f"where; data.init_args.worker_timeout_s lets them take longer"
+                    ) from error
+                if "DataLoader worker (pid" in str(error):
+                    raise DataError(
+                        f"a data worker ended by itself: {first_line(error)} Out of memory? Lower "
+                        f"data.init_args.num_workers or batch_size"
+                    ) from error
+                raise
             if isinstance(batch, DataError):
                 raise batch
             yield batch

@@ -23,11 +23,16 @@ INSTALLED = [Requirement(line) for line in tree.cfg_list(SETUP["options"]["insta
 EXTRAS = {
     name: [Requirement(line) for line in tree.cfg_list(text)] for name, text in SETUP["options.extras_require"].items()
 }
-PINS = [
-    Requirement(line)
-    for line in (tree.ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    if line and not line.startswith("#")
-]
+
+
+def pins_of(name: str) -> list[Requirement]:
+    lines = (tree.ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+PINS = pins_of("constraints.txt")
+PINS_OF_GAUDI = pins_of("constraints-hpu.txt")
+OF_THE_CONTAINER = {"torch", "torchvision", "numpy"}
 MALICIOUS = ("2.6.2", "2.6.3")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # What a bare name in an import is called on the index, where an installed package cannot tell.
@@ -108,26 +113,27 @@ def test_a_file_left_out_of_the_wheel_is_found(tmp_path: Path) -> None:
 
 
 def all_requirements() -> Iterator[Requirement]:
+    """All but those of Gaudi, which stands beside no other extra."""
     yield from INSTALLED
-    for requirements in EXTRAS.values():
+    for requirements in (found for name, found in EXTRAS.items() if name != "hpu"):
         yield from (requirement for requirement in requirements if requirement.name != "avcap-zoo")
 
 
-def pins_on(python: str, name: str) -> list[Requirement]:
+def pins_on(python: str, name: str, of: list[Requirement] = PINS) -> list[Requirement]:
     environment = {"python_version": python, "sys_platform": "linux"}
     return [
         pin
-        for pin in PINS
+        for pin in of
         if canonicalize_name(pin.name) == canonicalize_name(name)
         and (pin.marker is None or Marker(str(pin.marker)).evaluate(environment))
     ]
 
 
-def unpinned(requirements: Iterator[Requirement], python: str) -> list[str]:
+def unpinned(requirements: Iterator[Requirement], python: str, of: list[Requirement] = PINS) -> list[str]:
     """Requirements without exactly one pin that they accept."""
     problems = []
     for requirement in requirements:
-        pins = pins_on(python, requirement.name)
+        pins = pins_on(python, requirement.name, of)
         versions = [next(iter(pin.specifier)).version for pin in pins]
         if len(versions) != 1 or not requirement.specifier.contains(versions[0], prereleases=True):
             problems.append(f"{requirement}: pinned to {versions}")
@@ -141,9 +147,24 @@ def test_every_requirement_has_one_pin_that_fits(python: str) -> None:
     assert [line.split(":")[0] for line in unpinned(iter(bad), python)] == ["torch>=99", "no-such-package"]
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_of_gaudi_has_one_pin_that_fits(python: str) -> None:
+    needed = [*INSTALLED, *EXTRAS["hpu"], *(r for r in EXTRAS["dev"] + EXTRAS["metrics"] if r.name != "avcap-zoo")]
+    found = unpinned((r for r in needed if r.name not in OF_THE_CONTAINER), python, PINS_OF_GAUDI)
+    assert found == []
+
+
+def test_the_container_of_gaudi_keeps_what_is_its_own() -> None:
+    assert {pin.name for pin in PINS_OF_GAUDI} & (OF_THE_CONTAINER | {"triton"}) == set()
+    exact = {pin.name: str(pin.specifier) for pin in PINS_OF_GAUDI}
+    assert exact["lightning"] == exact["pytorch-lightning"] == "==2.5.5"
+    assert exact["lightning-habana"] == "==1.6.0"
+    assert exact["transformers"].startswith("==4.55.")
+
+
 def test_pins_are_exact_and_leave_out_what_follows_torch() -> None:
-    assert [str(pin) for pin in PINS if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
-    assert [pin.name for pin in PINS if pin.name.startswith(("nvidia", "cuda", "triton"))] == []
+    assert [str(pin) for pin in PINS + PINS_OF_GAUDI if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
+    assert [pin.name for pin in PINS + PINS_OF_GAUDI if pin.name.startswith(("nvidia", "cuda", "triton"))] == []
     for python in PYTHONS:
         doubled = {pin.name for pin in PINS if len(pins_on(python, pin.name)) > 1}
         assert doubled == set()
@@ -180,7 +201,7 @@ def test_every_import_is_declared() -> None:
     declared |= {
         canonicalize_name(requirement.name)
         for extra, found in EXTRAS.items()
-        if extra != "dev"
+        if extra not in {"dev", "docs"}
         for requirement in found
     }
     sources = {name: path.read_text(encoding="utf-8") for name, path in tree.modules().items()}
@@ -220,6 +241,7 @@ def test_no_file_names_an_index() -> None:
         "setup.cfg",
         "pyproject.toml",
         "constraints.txt",
+        "constraints-hpu.txt",
         "Makefile",
         ".ci/run",
         ".pre-commit-config.yaml",

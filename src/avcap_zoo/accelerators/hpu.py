@@ -1,30 +1,45 @@
-"""Intel Gaudi in Lightning's own plug-in points: one card, eager or compiled.
+"""Intel Gaudi: Lightning's own Habana accelerator where there is one, else ours in Lightning's plug-in points.
 
-Lightning 2.6 knows no HPU any more; it takes an accelerator and a strategy of ours from its registries instead.
+Lightning 2.5.0 to 2.5.5 takes accelerator, precision and strategies from lightning-habana. Later ones know no HPU any
+more, but take ours from their registries. Either way the names are `hpu`, `hpu_single` (one card) and `hpu_ddp`
+(several, one process each, gradients over the vendor's HCCL).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lightning
 import torch
+from lightning.fabric.utilities.distributed import _init_dist_connection
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from avcap_zoo.errors import DeviceError
+from avcap_zoo.errors import DeviceError, first_line
 
-STRATEGY = "hpu_single"
 DEVICE_TYPE = "hpu"
+ONE_CARD = "hpu_single"
+SEVERAL_CARDS = "hpu_ddp"
+BACKEND = "hccl"
+PRECISIONS = ("32-true", "bf16-mixed")
+"""What both accelerators compute in."""
+LAST_WITH_HABANA = Version("2.5.5")
+"""The last Lightning that knows lightning-habana."""
+MENDING = "pip install -c constraints-hpu.txt -e '.[hpu]', or take lightning 2.6, which does without"
 
 
 class HPUAccelerator(Accelerator):
-    """A Gaudi card."""
+    """Gaudi cards."""
 
     @override
     def setup_device(self, device: torch.device) -> None:
@@ -70,15 +85,21 @@ class HPUAccelerator(Accelerator):
         return "hpu"
 
 
-class SingleHPUStrategy(SingleDeviceStrategy):
-    """One Gaudi card; tells the bridge where a step ends, which lazy mode needs and eager mode ignores.
+if TYPE_CHECKING:
+    _Strategy = Strategy
+else:
+    _Strategy = object
 
-    Args:
-        options: of Lightning's SingleDeviceStrategy.
-    """
 
-    def __init__(self, device: str = DEVICE_TYPE, **options: Any) -> None:
-        super().__init__(device=torch.device(device), **options)
+class _GaudiSteps(_Strategy):
+    """Tells the bridge where a step ends, which lazy mode needs and eager mode ignores; casts on the right device."""
+
+    @override
+    def setup(self, trainer: Trainer) -> None:
+        """Lightning takes every mixed precision off a processor for one on CUDA."""
+        if isinstance(self.precision_plugin, MixedPrecision):
+            self.precision_plugin.device = DEVICE_TYPE
+        super().setup(trainer)
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
@@ -89,18 +110,111 @@ class SingleHPUStrategy(SingleDeviceStrategy):
     @override
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], model: Module | Any | None = None, **kwargs: Any
-    ) -> Tensor | Any:
+    ) -> Any:
         """Step, and end of the optimizer's work."""
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         _bridge().core.mark_step()
         return output
 
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Step, and its end."""
+        output = super().validation_step(*args, **kwargs)
+        _bridge().core.mark_step()
+        return output
 
-def check_and_register() -> None:
-    """Make `hpu` and its strategy known to Lightning.
+    @override
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Step, and its end."""
+        output = super().test_step(*args, **kwargs)
+        _bridge().core.mark_step()
+        return output
+
+    @override
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Step, and its end."""
+        output = super().predict_step(*args, **kwargs)
+        _bridge().core.mark_step()
+        return output
+
+
+class SingleHPUStrategy(_GaudiSteps, SingleDeviceStrategy):
+    """One Gaudi card.
+
+    Args:
+        options: of Lightning's SingleDeviceStrategy.
+    """
+
+    strategy_name = ONE_CARD
+
+    def __init__(self, device: str = DEVICE_TYPE, **options: Any) -> None:
+        super().__init__(device=torch.device(device), **options)
+
+
+class UnboundProcessGroup(DDPStrategy):
+    """A DDP strategy whose process group is not bound to a device.
+
+    Lightning, lightning-habana's strategy included, would bind it to "hpu", of which every process has its own; torch
+    (2.9 and 2.12 were looked at) refuses a device without an index.
+    """
+
+    @override
+    def setup_distributed(self) -> None:
+        """Make the process group before Lightning does, which keeps one that is there."""
+        assert self.cluster_environment is not None
+        self.set_world_ranks()
+        _init_dist_connection(self.cluster_environment, BACKEND, timeout=self._timeout)
+        super().setup_distributed()
+
+
+class HPUDDPStrategy(_GaudiSteps, UnboundProcessGroup):
+    """Several Gaudi cards, one process each.
+
+    Args:
+        options: of Lightning's DDPStrategy.
+    """
+
+    strategy_name = SEVERAL_CARDS
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"process_group_backend": BACKEND} | options)
+
+    @override
+    def setup_environment(self) -> None:
+        """Give this process its card and make the process group."""
+        environment = self.cluster_environment
+        assert environment is not None
+        # Importing it makes the backend known to torch.
+        hccl = importlib.import_module("habana_frameworks.torch.distributed.hccl")
+        hccl.initialize_distributed_hpu(
+            world_size=environment.world_size(), rank=environment.global_rank(), local_rank=environment.local_rank()
+        )
+        super().setup_environment()
+
+    @override
+    def determine_ddp_device_ids(self) -> None:
+        """DDP is not told: a process has one card."""
+
+    @override
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean") -> Any:
+        """Over all processes; HCCL has no mean, so that is a sum and a division."""
+        if not isinstance(tensor, Tensor):
+            return tensor
+        tensor = tensor.to(self.root_device)
+        if reduce_op not in ("mean", "avg", torch.distributed.ReduceOp.AVG):
+            return super().reduce(tensor, group, reduce_op)
+        return super().reduce(tensor, group, "sum") / torch.distributed.get_world_size(group)
+
+
+def check_and_register(precision: str | int | None = None) -> None:
+    """Make `hpu` and its strategies known to Lightning.
+
+    Args:
+        precision: of the run; None = not known yet.
 
     Raises:
-        DeviceError: the vendor's bridge is not installed, or it sees no card.
+        DeviceError: the vendor's bridge is not installed or sees no card, Lightning is one that needs lightning-habana
+            and that cannot be imported, or a Gaudi does not compute in this precision.
     """
     try:
         available = HPUAccelerator.is_available() and HPUAccelerator.auto_device_count() > 0
@@ -114,9 +228,50 @@ def check_and_register() -> None:
         )
     if not available:
         raise DeviceError("trainer.accelerator is hpu, habana_frameworks is installed but sees no Gaudi (try hl-smi)")
-    if "hpu" not in AcceleratorRegistry.available_accelerators():
-        AcceleratorRegistry.register("hpu", HPUAccelerator, description="Intel Gaudi")
-        StrategyRegistry.register(STRATEGY, SingleHPUStrategy, description="one Gaudi card", device=DEVICE_TYPE)
+    wanted = {"32": "32-true", "bf16": "bf16-mixed"}.get(str(precision), precision)
+    if wanted is not None and wanted not in PRECISIONS:
+        raise DeviceError(
+            f"trainer.precision is {precision}, but a Gaudi runs in {' or '.join(PRECISIONS)}: "
+            f"--trainer.precision bf16-mixed"
+        )
+    accelerator, *strategies = (
+        (HPUAccelerator, SingleHPUStrategy, HPUDDPStrategy)
+        if Version(lightning.__version__) > LAST_WITH_HABANA
+        else _lightnings_own()
+    )
+    if DEVICE_TYPE not in AcceleratorRegistry:
+        AcceleratorRegistry.register(DEVICE_TYPE, accelerator, description="Intel Gaudi")
+    for strategy in strategies:
+        if strategy.strategy_name not in StrategyRegistry:
+            StrategyRegistry.register(strategy.strategy_name, strategy, description="Intel Gaudi")
+
+
+def trainer_options(devices: Any, num_nodes: int) -> dict[str, Any]:
+    """What the Trainer is told where the user said no more than `hpu`.
+
+    Args:
+        devices: value of `trainer.devices`; `auto` and -1 = all cards of the machine.
+        num_nodes: machines of the run.
+    """
+    cards = HPUAccelerator.parse_devices(devices)
+    several = cards * num_nodes > 1
+    return {"accelerator": DEVICE_TYPE, "devices": cards, "strategy": SEVERAL_CARDS if several else ONE_CARD}
+
+
+def _lightnings_own() -> tuple[Any, ...]:
+    """Accelerator and strategies of lightning-habana.
+
+    Raises:
+        DeviceError: it is not installed, or does not go with what is.
+    """
+    found = f"trainer.accelerator is hpu, and lightning {lightning.__version__} runs it through lightning-habana 1.6.0"
+    if importlib.util.find_spec("lightning_habana") is None:
+        raise DeviceError(f"{found}, which is not installed: {MENDING}")
+    try:
+        habana = importlib.import_module("avcap_zoo.accelerators.habana")
+    except Exception as error:
+        raise DeviceError(f"{found}, which cannot be imported ({first_line(error)}): {MENDING}") from error
+    return (habana.HPUAccelerator, habana.SingleHPUStrategy, habana.HPUDDPStrategy)
 
 
 def _bridge() -> Any:

@@ -6,8 +6,9 @@ value that the parser refused. jsonargparse reads the files once more on its own
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -95,6 +96,12 @@ def read_config(path: str, layer: int = 0) -> Located:
         kind = "a list" if isinstance(located.content, list) else f"only the value {located.content!r}"
         raise CommandLineError(f"{path} holds {kind}, wanted keys such as model, data, trainer")
     return located
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Set the variables of a configuration's `environment`; one that is set already stays as it is."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, str(value))
 
 
 def locate(text: str, name: str, layer: int = 0) -> Located | None:

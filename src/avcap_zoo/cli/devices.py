@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from avcap_zoo.cli.usage import CommandLineError, suggestion
 from avcap_zoo.errors import DeviceError
 
-HPU_STRATEGY = "hpu_single"
-"""The strategy of one Gaudi card; Lightning's own choice refuses the device."""
 
-
-def check_accelerator(name: str) -> None:
+def check_accelerator(name: str, precision: str | int | None = None) -> None:
     """Refuse an accelerator that this machine or Lightning does not have; make `hpu` known when it is named.
 
     Args:
         name: value of `trainer.accelerator`, in any case.
+        precision: value of `trainer.precision`.
 
     Raises:
         DeviceError: the accelerator is known, but not there.
@@ -26,7 +27,7 @@ def check_accelerator(name: str) -> None:
     if name == "hpu":
         from avcap_zoo.accelerators.hpu import check_and_register
 
-        check_and_register()
+        check_and_register(precision)
         return
     known = AcceleratorRegistry.available_accelerators()
     if name not in {"auto", "gpu", *known}:
@@ -42,3 +43,19 @@ def check_accelerator(name: str) -> None:
         raise DeviceError(
             f"trainer.accelerator is {name}, but there is no such device here{build}; use --trainer.accelerator cpu"
         )
+
+
+def trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What Lightning would choose wrongly: the strategy of a Gaudi, by the number of cards, and that number.
+
+    `ddp` on Gaudi cards is their own kind of it.
+
+    Args:
+        settings: of the Trainer.
+    """
+    if str(settings["accelerator"]).lower() != "hpu":
+        return {}
+    from avcap_zoo.accelerators import hpu
+
+    options = hpu.trainer_options(settings["devices"], settings["num_nodes"])
+    return options if settings["strategy"] in {"auto", "ddp"} else options | {"strategy": settings["strategy"]}

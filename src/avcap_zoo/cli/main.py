@@ -50,6 +50,7 @@ AVCAP_VERBS = TRAINER_VERBS | {
     "build": Verb("make an instruction set out of annotations", "avcap_zoo.cli.build"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
+    "doctor": Verb("check this machine, and whether a configuration can run on it", "avcap_zoo.cli.doctor"),
     "reproduce": Verb("run the papers' tables, at full size and with toy models", "avcap_zoo.cli.reproduce"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }
@@ -165,6 +166,8 @@ def _wrong_start(prog: str, verbs: Mapping[str, Verb], arguments: list[str]) -> 
 def check_arguments(prog: str, arguments: Sequence[str]) -> None:
     """Refuse what can be refused without torch: stray words, and `-c` files that are missing or broken.
 
+    What the files want in the environment is set, as torch loads the software of some devices when it is imported.
+
     Args:
         prog: name of the program, for the messages.
         arguments: the verb and what follows it.
@@ -197,12 +200,19 @@ def check_arguments(prog: str, arguments: Sequence[str]) -> None:
             raise CommandLineError(_stray(prog, verb, word, files))
         elif not equals and word not in {"-h", "--help", "--print_config"} and _is_value(following):
             position += 1
+    environment: dict[str, str] = {}
     for file in files:
         # A pipe (`-c <(command)`) can be read once only, and the parser needs it.
         if "://" not in file and not _is_pipe(file):
             from avcap_zoo.cli.config_files import read_config
 
-            read_config(file)
+            found = read_config(file).get("environment")
+            plain = None if found is None else found.plain()
+            environment |= plain if isinstance(plain, dict) else {}
+    if environment:
+        from avcap_zoo.cli.config_files import set_environment
+
+        set_environment(environment)
 
 
 def _is_value(word: str | None) -> bool:

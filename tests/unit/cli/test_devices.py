@@ -6,17 +6,18 @@ import types
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 
-from avcap_zoo.cli.devices import check_accelerator
+from avcap_zoo.accelerators.hpu import HPUAccelerator
+from avcap_zoo.cli.devices import check_accelerator, trainer_options
 from avcap_zoo.cli.usage import CommandLineError
 from avcap_zoo.errors import DeviceError
 
 
 @pytest.fixture
-def gaudi_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Counts the questions for a Gaudi; there is one."""
-    calls: list[str] = []
+def gaudi_calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Notes the precision in each question for a Gaudi; there is one."""
+    calls: list[object] = []
     module = types.ModuleType("avcap_zoo.accelerators.hpu")
-    vars(module)["check_and_register"] = lambda: calls.append("asked")
+    vars(module)["check_and_register"] = calls.append
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
 
@@ -29,15 +30,27 @@ def nothing_but_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "CPU"])
 @pytest.mark.usefixtures("nothing_but_a_cpu")
-def test_always_there(name: str, gaudi_calls: list[str]) -> None:
+def test_always_there(name: str, gaudi_calls: list[object]) -> None:
     check_accelerator(name)
     assert gaudi_calls == []
     assert CPUAccelerator.is_available()
 
 
-def test_gaudi_is_asked_for_by_name_alone(gaudi_calls: list[str]) -> None:
-    check_accelerator("hpu")
-    assert gaudi_calls == ["asked"]
+def test_gaudi_is_asked_for_by_name_alone(gaudi_calls: list[object]) -> None:
+    check_accelerator("HPU", "bf16-mixed")
+    assert gaudi_calls == ["bf16-mixed"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "chosen"), [("auto", "hpu_ddp"), ("ddp", "hpu_ddp"), ("hpu_single", "hpu_single")]
+)
+def test_lightning_is_told_what_it_would_choose_wrongly(
+    strategy: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HPUAccelerator, "auto_device_count", staticmethod(lambda: 8))
+    settings = {"accelerator": "hpu", "devices": "auto", "num_nodes": 1, "strategy": strategy}
+    assert trainer_options(settings) == {"accelerator": "hpu", "devices": 8, "strategy": chosen}
+    assert trainer_options(settings | {"accelerator": "auto"}) == {}
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])

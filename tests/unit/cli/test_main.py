@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -127,6 +128,26 @@ def test_broken_yaml(text: str, message: str, capsys: pytest.CaptureFixture[str]
     assert outcome.code == 2
     assert outcome.err.startswith(f"lightning fit: {message}")
     assert len(outcome.err.splitlines()) == 1
+
+
+def test_environment_of_a_file_is_there_before_torch(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("environment: {AVCAP_A: 1, AVCAP_B: x}\n", encoding="utf-8")
+    (tmp_path / "second.yaml").write_text("environment: {AVCAP_B: y, AVCAP_C: z}\n", encoding="utf-8")
+    script = """
+import os, sys
+from avcap_zoo.cli.main import check_arguments
+check_arguments("lightning", ["fit", "-c", "first.yaml", "-c", "second.yaml"])
+print([os.environ[f"AVCAP_{name}"] for name in "ABC"], "torch" in sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "AVCAP_C": "of the user"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "['1', 'y', 'of the user'] False\n"
 
 
 def test_folder_and_binary_file_in_place_of_yaml(capsys: pytest.CaptureFixture[str]) -> None:

@@ -459,6 +459,16 @@ def test_audio_buckets_give_few_shapes(tmp_path: Path) -> None:
     assert shapes["whole"] <= {(3, 1600), (3, 3200), (3, 4800)}
 
 
+def test_drop_last_fills_the_last_batch_of_evaluation(tmp_path: Path) -> None:
+    lengths_folder(tmp_path)
+    for whole in (False, True):
+        data = data_module(tmp_path, eval_batch_size=5, drop_last=whole)
+        sizes = [len(batch) for batch in data.evaluation_loader("train")]
+        ids = {clip_id for batch in data.evaluation_loader("train") for clip_id in batch.clip_ids}
+        assert len(ids) == data.num_clips("train")
+        assert (set(sizes) == {5}) is whole
+
+
 def test_drop_last_needs_a_whole_batch(tmp_path: Path) -> None:
     data = data_module(make_folder(tmp_path, train=3), batch_size=4, drop_last=True)
     with pytest.raises(ConfigError, match=r"train has 3 clips, which fill no batch of .*batch_size 4 on 1 processes"):

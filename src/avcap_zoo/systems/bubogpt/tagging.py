@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avcap_zoo.backbones.vision.finders import Tagger, file_identity
 from avcap_zoo.backbones.vision.swin_tagger import SwinTagger, SwinTaggerSettings
-from avcap_zoo.errors import ConfigError, hub_error
+from avcap_zoo.errors import ConfigError
 
 
 class RAMTagger(Tagger):
@@ -131,20 +131,18 @@ class CLIPTagger(Tagger):
         """Image processor, model, and (V, C) unit vectors of the sentences."""
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        from avcap_zoo.backbones.pretrained import load_pretrained
+        from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 
         key = "tagger.init_args.source"
-        with hub_error(self.source, key):
-            processor, tokenizer = (
-                AutoImageProcessor.from_pretrained(self.source),
-                AutoTokenizer.from_pretrained(self.source),
-            )
+        processor, tokenizer = (load_part(part, self.source, key) for part in (AutoImageProcessor, AutoTokenizer))
         model = load_pretrained(CLIPModel, self.source, key).to(self.device).eval()
         sentences = [self.template.format(word) for word in self.words]
         read = []
         with torch.inference_mode():
             for start in range(0, len(sentences), 256):
-                batch = tokenizer(sentences[start : start + 256], padding=True, truncation=True, return_tensors="pt")
+                # Some tokenizers would add token types, which CLIP of transformers 4 does not take.
+                options = {"padding": True, "truncation": True, "return_tensors": "pt", "return_token_type_ids": False}
+                batch = tokenizer(sentences[start : start + 256], **options)
                 read.append(_pooled(model.get_text_features(**batch.to(self.device))))
         return processor, model, torch.nn.functional.normalize(torch.cat(read), dim=-1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -227,8 +227,12 @@ class LAVCapModel(nn.Module):
         fused: FusedTokens = self.fusion(audio, visual, audio_mask, visual_mask)
         return fused
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, mean_count: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Losses of a training batch.
+
+        Args:
+            batch: B clips.
+            mean_count: see `CausalLanguageModel.loss`.
 
         Returns:
             `caption` (cross-entropy of the caption tokens) and, for kinds with transport, `ot` (already weighted).
@@ -238,12 +242,13 @@ class LAVCapModel(nn.Module):
         fused = self.fuse(batch)
         chosen = torch.randint(len(self.prompts.training), (len(batch),)).tolist()
         prompts = [self.prompts.training[index] for index in chosen]
-        before, after = self._prompt_ids(prompts)
+        before, after = self._prompt_ids(prompts, self.prompts.training)
         caption = self.language.token_ids(batch.caption, end=True, max_tokens=self.prompts.max_caption_tokens)
         text = self.language.wrap(
             self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.released_gap
         )
-        losses = {"caption": self.language.loss(text, label_smoothing=self.prompts.label_smoothing)}
+        smoothing = self.prompts.label_smoothing
+        losses = {"caption": self.language.loss(text, label_smoothing=smoothing, mean_count=mean_count)}
         if fused.ot_loss is not None:
             losses["ot"] = fused.ot_loss
         return losses
@@ -257,14 +262,22 @@ class LAVCapModel(nn.Module):
             fused: what `fuse` made of this batch, where that is known already.
         """
         fused = self.fuse(batch) if fused is None else fused
-        before, after = self._prompt_ids([self.prompts.evaluation] * len(batch))
+        before, after = self._prompt_ids([self.prompts.evaluation] * len(batch), [])
         text = self.language.wrap(self.projector(fused.tokens), fused.mask, before, after)
         return self.language.decode(self.language.generate(text, self.generation))
 
-    def _prompt_ids(self, prompts: Sequence[str]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Ids and masks of the text before and after the marker, tokenised apart as released."""
-        halves = [prompt.split(MARKER) for prompt in prompts]
-        return self.language.token_ids([h[0] for h in halves]), self.language.token_ids([h[1] for h in halves])
+    def _prompt_ids(
+        self, prompts: Sequence[str], possible: Sequence[str]
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Ids and masks of the text before and after the marker, tokenised apart as released.
+
+        Where shapes are to be few, they are as long as the longest of all `possible` prompts.
+        """
+        longest = possible if self.language.length_buckets else []
+        halves = zip(*(prompt.split(MARKER) for prompt in (*prompts, *longest)), strict=True)
+        before, after = (self.language.token_ids(texts) for texts in halves)
+        count = len(prompts)
+        return (before[0][:count], before[1][:count]), (after[0][:count], after[1][:count])
 
 
 def build_audio_encoder(settings: AudioSettings) -> CED:
