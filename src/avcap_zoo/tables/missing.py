@@ -1,25 +1,19 @@
-"""What a row at full size lacks on this machine, each with how to get it: data, weights, files, extras, a device."""
+"""What a row at full size lacks on this machine, each with how to get it: data, weights, a device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from avcap_zoo.cli.prepare import DATA_SETS
-from avcap_zoo.errors import AvcapError, ConfigError, WeightsError, first_line
+from avcap_zoo.errors import AvcapError, first_line
 from avcap_zoo.tables.paper_tables import PaperRow, PaperTable
 from avcap_zoo.tables.row_runs import merged
-from avcap_zoo.weights.manifest import MANIFEST, check_listed
 
-WEIGHTS = Path("checkpoints")
-"""Where the configurations look for files of weights."""
-MODULE_OF_EXTRA = {"clip": "open_clip"}
 _ROOT_VARIABLE = "AVCAP_DATA"
 
 
@@ -31,15 +25,7 @@ def what_is_missing(table: PaperTable, row: PaperRow) -> list[str]:
         row: has files for full size.
     """
     content = merged(row.full)
-    found = [missing_data(content, trained=row.trained)]
-    found += [missing_weights(name) for name in row.weights]
-    found += [
-        f"file {name}: does not exist; the heads of the rows' configurations say what it holds"
-        for name in row.files
-        if not Path(name).is_file()
-    ]
-    if table.extra and find_spec(MODULE_OF_EXTRA[table.extra]) is None:
-        found.append(f"extra {table.extra}: pip install 'avcap-zoo[{table.extra}]'")
+    found = [missing_data(content, trained=row.trained), *missing_weights(content, row.weights)]
     if table.needs_accelerator and not _has_accelerator():
         found.append("device: this row is too much for a processor; run it on a machine with a GPU or HPU")
     return [line for line in found if line]
@@ -82,50 +68,28 @@ def clips_present(content: Mapping[str, Any]) -> list[Any]:
     return [str(data.root.resolve()), data.num_clips("test"), data.num_official("test")]
 
 
-def missing_weights(name: str) -> str:
-    """What is wrong with an entry of checkpoints/manifest.yaml, or ""."""
-    entry = manifest_entry(name)
-    if "hub_id" in entry:
-        if Path(entry["hub_id"]).is_dir() or _in_hub_cache(entry["hub_id"]):
-            return ""
-        return f"weights {name}: {entry['hub_id']} is not in the hub's cache; hf download {entry['hub_id']}"
-    path = WEIGHTS / entry["file"]
-    if not path.exists():
-        return f"weights {name}: {path} does not exist; from {entry['source']} (checkpoints/README.md)"
-    if path.is_file():
-        try:
-            check_listed(path)
-        except WeightsError as error:
-            return f"weights {name}: {first_line(error)}"
-    return ""
+def missing_weights(content: Mapping[str, Any], needed: Sequence[str]) -> list[str]:
+    """What is wrong with the weights and lists that a configuration names, one line each.
 
-
-def manifest_entry(name: str) -> dict[str, Any]:
-    """An entry of checkpoints/manifest.yaml.
-
-    Raises:
-        ConfigError: there is no manifest, or no such entry.
+    Args:
+        content: merged configuration.
+        needed: ids in checkpoints/manifest.yaml; what is listed there under another id is named but not used.
     """
-    path = WEIGHTS / MANIFEST
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: run avcap reproduce in a checkout of avcap-zoo")
-    entries: list[dict[str, Any]] = _manifest(path, path.stat().st_mtime_ns)
-    for entry in entries:
-        if entry["id"] == name:
-            return entry
-    raise ConfigError(f"{path} lists no weights {name!r}")
+    # Only now: this takes torch.
+    from avcap_zoo.weights.inventory import listed, look_for, named_weights
 
-
-@lru_cache(maxsize=4)
-def _manifest(path: Path, stamp: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["weights"]
+    found = []
+    for named in named_weights(content["model"], "model"):
+        entry = listed(named.source)
+        if not entry or entry["id"] in needed:
+            stock = look_for(named)
+            if not stock.present and named.kind == "text":
+                found.append(
+                    f"list {named.source} does not exist; the heads of the rows' configurations say what it holds"
+                )
+            elif not stock.present:
+                found.append(f"weights {entry.get('id', named.source)}: {stock.text}; {stock.remedy}")
     return found
-
-
-def _in_hub_cache(hub_id: str) -> bool:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    return any((cache / f"models--{hub_id.replace('/', '--')}" / "snapshots").glob("*/*"))
 
 
 @lru_cache(maxsize=1)

@@ -65,7 +65,6 @@ class PaperRow:
         trained: whether the run at full size begins with `fit`.
         toy_trained: the same at toy size.
         weights: ids in checkpoints/manifest.yaml that the run at full size needs.
-        files: further files that it needs.
         note: what a reader should know, or "".
     """
 
@@ -78,7 +77,6 @@ class PaperRow:
     trained: bool
     toy_trained: bool
     weights: tuple[str, ...]
-    files: tuple[str, ...]
     note: str
 
     def configs(self, track: Track) -> tuple[str, ...]:
@@ -105,7 +103,6 @@ class PaperTable:
         toy_columns: shown of the toy models; empty = the table has no toy counterpart.
         toy_note: what the toy models are.
         toy_seeds: trainings of each toy row if the user names no number.
-        extra: of setup.cfg, needed at full size, or "".
         needs_accelerator: whether a processor is too slow for full size.
         rows: in the paper's order.
     """
@@ -120,7 +117,6 @@ class PaperTable:
     toy_columns: tuple[str, ...]
     toy_note: str
     toy_seeds: int
-    extra: str
     needs_accelerator: bool
     rows: tuple[PaperRow, ...]
 
@@ -204,7 +200,6 @@ def _table(file: str, content: Any) -> PaperTable:
         "toy_columns": [],
         "toy_note": "",
         "toy_seeds": 1,
-        "extra": "",
         "needs_accelerator": False,
         "trained": False,
         "toy_trained": False,
@@ -220,7 +215,6 @@ def _table(file: str, content: Any) -> PaperTable:
         rows=rows,
         **{key: values[key] for key in ("title", "source", "note", "test_set", "official_clips", "toy_note")},
         toy_seeds=values["toy_seeds"],
-        extra=values["extra"],
         columns=tuple(values["columns"]),
         toy_columns=tuple(values["toy_columns"]),
         needs_accelerator=values["needs_accelerator"],
@@ -230,7 +224,7 @@ def _table(file: str, content: Any) -> PaperTable:
 def _row(table: str, content: Any, of_table: Mapping[str, Any]) -> PaperRow:
     where = f"{table}, row {content.get('id') if isinstance(content, dict) else content}"
     inherited = {key: of_table[key] for key in ("trained", "toy_trained", "weights")}
-    defaults = {"toy_label": None, "full": [], "toy": [], "files": [], "note": "", **inherited}
+    defaults = {"toy_label": None, "full": [], "toy": [], "note": "", **inherited}
     values = _values(content, where, ("id", "label", "paper"), defaults)
     if len(values["paper"]) != len(of_table["columns"]):
         raise ConfigError(f"{where}: {len(values['paper'])} numbers for {len(of_table['columns'])} columns")
@@ -238,7 +232,7 @@ def _row(table: str, content: Any, of_table: Mapping[str, Any]) -> PaperRow:
         row_id=values["id"],
         label=values["label"],
         toy_label=values["toy_label"] or values["label"],
-        **{key: tuple(values[key]) for key in ("paper", "full", "toy", "weights", "files")},
+        **{key: tuple(values[key]) for key in ("paper", "full", "toy", "weights")},
         trained=values["trained"],
         toy_trained=values["toy_trained"],
         note=values["note"],

@@ -20,7 +20,6 @@ from avcap_zoo.tables.run_results import TEST_FOLDER, events_right, read_annotat
 
 RESULT = "result.json"
 _OF_THE_MEAN = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "spider")
-_UNRELATED = "unrelated"
 
 
 class Spread(NamedTuple):
@@ -157,9 +156,19 @@ def _shares(run: RowRun, rows: list[dict[str, Any]]) -> dict[str, float]:
         annotations = read_annotations(Path(run.settings["data"]["init_args"]["root"]))
         return {"events": events_right({row["id"]: row["caption"] for row in rows}, annotations)}
     if kind == "SceneInstructionsDataModule":
-        agree = [(_UNRELATED in row["caption"]) == (_UNRELATED in row["references"][0]) for row in rows]
+        agree = [_verdict(row["caption"]) == _verdict(row["references"][0]) for row in rows]
         return {"related": sum(agree) / len(agree)}
     return {}
+
+
+def _verdict(answer: str) -> str:
+    """The sentence about belonging together with which an answer begins; the whole answer if it is none."""
+    # Only here: they take torch, which showing what is kept does without.
+    from avcap_zoo.data_modules.instructions import UNRELATED
+    from avcap_zoo.data_modules.scenes.instructions import RELATED
+
+    said = answer.strip().lower()
+    return next((one for one in (RELATED, UNRELATED) if said.startswith(one.strip().lower())), said)
 
 
 def _write_whole(path: Path, text: str) -> None:

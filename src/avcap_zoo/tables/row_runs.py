@@ -223,7 +223,7 @@ def _settings(
     trainer = {"default_root_dir": str(folder), "enable_progress_bar": False, "logger": logger}
     if track == "full":
         return {"seed_everything": seed, "trainer": trainer}
-    moved = _moved(content, made, out) or {}
+    moved = _moved(content, made, out)
     trainer |= {"accelerator": "cpu", "devices": 1}
     return {
         **moved,
@@ -232,30 +232,33 @@ def _settings(
     }
 
 
-def _moved(value: Any, made: Mapping[str, RowRun | Path], out: Path) -> Any:
-    """Only what changes when products and other paths below `RUNS` are moved; lists whole; None if nothing does."""
-    if isinstance(value, str):
+def _moved(content: Mapping[str, Any], made: Mapping[str, RowRun | Path], out: Path) -> dict[str, Any]:
+    """The arguments in which products and other paths below `RUNS` stand, moved.
+
+    Each whole: of a later `-c` jsonargparse merges the fields of a class, but takes a dict or list as it is.
+    """
+    changed: dict[str, Any] = {}
+    for name in ("model", "data", "trainer"):
+        section = content.get(name, {})
+        given = section.get("init_args", {}) if name != "trainer" else section
+        moved = {key: new for key, value in given.items() if (new := _moved_value(value, made, out)) != value}
+        if moved:
+            changed[name] = moved if name == "trainer" else {"init_args": moved}
+    return changed
+
+
+def _moved_value(value: Any, made: Mapping[str, RowRun | Path], out: Path) -> Any:
+    """A value with every path in it moved, in keys, too."""
+    if isinstance(value, str) and value.startswith(RUNS):
         product = made.get(value)
-        if isinstance(product, Path):
-            return str(product / Path(value).name)
-        if product is not None:
-            return str(product_of(product, value))
-        return str(out / "made" / value.removeprefix(RUNS)) if value.startswith(RUNS) else None
+        if product is None:
+            return str(out / "made" / value.removeprefix(RUNS))
+        return str(product / Path(value).name if isinstance(product, Path) else product_of(product, value))
     if isinstance(value, dict):
-        changed = {key: moved for key, inner in value.items() if (moved := _moved(inner, made, out)) is not None}
-        return changed or None
+        return {_moved_value(key, made, out): _moved_value(inner, made, out) for key, inner in value.items()}
     if isinstance(value, list):
-        moved_items = [_moved_whole(inner, made, out) for inner in value]
-        return moved_items if moved_items != value else None
-    return None
-
-
-def _moved_whole(value: Any, made: Mapping[str, RowRun | Path], out: Path) -> Any:
-    """As `_moved`, with everything that does not change."""
-    if isinstance(value, dict):
-        return {key: _moved_whole(inner, made, out) for key, inner in value.items()}
-    moved = _moved(value, made, out)
-    return value if moved is None else moved
+        return [_moved_value(inner, made, out) for inner in value]
+    return value
 
 
 def product_of(run: RowRun, makes: str) -> Path:

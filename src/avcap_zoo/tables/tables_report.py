@@ -31,9 +31,9 @@ from avcap_zoo.tables.run_results import FIT_FOLDER, Curve, read_columns
 CLIPS_OF_EACH = 2
 """Best and worst clips per table."""
 LOSSES = {
+    "train/return": "Return per caption, training batches",
     "train/loss_caption": "Caption loss, training batches",
     "train/loss": "Loss, training batches",
-    "train/return": "Return per caption, training batches",
 }
 SCORES = {"val/recall_1": "R@1 × 100, validation clips", "val/cider": "CIDEr × 100, validation clips"}
 """What the curves show, the first that a run has logged, and how it is called."""

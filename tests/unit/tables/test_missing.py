@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from avcap_zoo.errors import ConfigError
-from avcap_zoo.tables.missing import clips_present, manifest_entry, missing_data, missing_weights, what_is_missing
+from avcap_zoo.tables.missing import clips_present, missing_data, missing_weights, what_is_missing
 from avcap_zoo.tables.paper_tables import PaperRow, PaperTable, read_papers
 from avcap_zoo.tables.row_runs import merged
 
@@ -50,23 +48,31 @@ def test_everything_that_is_missing_is_named_with_its_remedy() -> None:
     assert "\n".join(found) == (
         "data audiocaps: no folder is named; give --data ROOT, which holds audiocaps/ "
         "(avcap prepare audiocaps --videos DIR --out ROOT, docs/data.md)\n"
-        "weights wavcaps-htsat-bert: checkpoints/HTSAT-BERT-PT.pt does not exist; from Google Drive folder linked in "
-        "retrieval/README.md of github.com/XinhaoMei/WavCaps (checkpoints/README.md)\n"
-        "weights bert-base-uncased: bert-base-uncased is not in the hub's cache; hf download bert-base-uncased\n"
-        "weights opt-1.3b: facebook/opt-1.3b is not in the hub's cache; hf download facebook/opt-1.3b\n"
-        "file data/keywords/audioset_and_chatgpt.txt: does not exist; the heads of the rows' configurations say what "
-        "it holds"
+        "weights wavcaps-htsat-bert: checkpoints/HTSAT-BERT-PT.pt does not exist (WavCaps' HTSAT-BERT; none stated for "
+        "the model); fetch it from Google Drive folder linked in retrieval/README.md of github.com/XinhaoMei/WavCaps, "
+        "and put it at checkpoints/HTSAT-BERT-PT.pt\n"
+        "weights bert-base-uncased: bert-base-uncased is not in the hub's cache (the tokenizer of WavCaps' text "
+        "encoder; Apache-2.0); hf download bert-base-uncased\n"
+        "weights opt-1.3b: facebook/opt-1.3b is not in the hub's cache (OPT 1.3B; Meta's OPT-175B licence); "
+        "hf download facebook/opt-1.3b\n"
+        "list data/keywords/audioset_and_chatgpt.txt does not exist; the heads of the rows' configurations say what it "
+        "holds"
     )
 
 
-def test_an_extra_and_a_device_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avcap_zoo.tables.missing.MODULE_OF_EXTRA", {"clip": "no_such_module"})
+def test_a_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avcap_zoo.tables.missing._has_accelerator", lambda: False)
     table, blip2 = row("vlrm", "3", "blip2")
     found = what_is_missing(table, blip2)
-    assert "extra clip: pip install 'avcap-zoo[clip]'" in found
     assert found[-1] == "device: this row is too much for a processor; run it on a machine with a GPU or HPU"
-    assert len(what_is_missing(replace(table, extra="", needs_accelerator=False), blip2)) == len(found) - 2
+    assert what_is_missing(replace(table, needs_accelerator=False), blip2) == found[:-1]
+
+
+def test_what_a_row_does_not_use_is_not_missing() -> None:
+    """Sound alone needs no CLIP, though the base configuration names one."""
+    content = merged(("configs/lavcap.yaml", "configs/tables/lavcap/audio_only.yaml"))
+    found = missing_weights(content, ["ced-base", "llama-2-7b-chat"])
+    assert [line.split(":")[0] for line in found] == ["weights ced-base", "weights llama-2-7b-chat"]
 
 
 def test_a_folder_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,31 +100,9 @@ def test_a_folder_with_three_percent_of_its_clips(tmp_path: Path, scenes_root: P
     assert "docs/data.md" in said
 
 
-def test_weights_in_the_hubs_cache_are_there(tmp_path: Path) -> None:
-    assert "hf download facebook/opt-1.3b" in missing_weights("opt-1.3b")
-    snapshot = tmp_path / "hub/models--facebook--opt-1.3b/snapshots/abc"
-    snapshot.mkdir(parents=True)
-    assert "hf download" in missing_weights("opt-1.3b")
-    (snapshot / "config.json").touch()
-    assert missing_weights("opt-1.3b") == ""
-
-
 def test_a_broken_download_is_named() -> None:
-    path = Path("checkpoints/vlrm-blip2-opt-2.7b.pt")
-    path.write_bytes(b"too short")
-    said = missing_weights("vlrm-partial")
+    Path("checkpoints/vlrm-blip2-opt-2.7b.pt").write_bytes(b"too short")
+    content = merged(("configs/vlrm.yaml", "configs/tables/vlrm/vlrm.yaml"))
+    (said,) = missing_weights({"model": {"captioner": content["model"]["init_args"]["captioner"]}}, ["vlrm-partial"])
     assert said.startswith("weights vlrm-partial: checkpoints/vlrm-blip2-opt-2.7b.pt has 9 bytes")
     assert "a broken download" in said
-    listing = Path("checkpoints/manifest.yaml")
-    content = yaml.safe_load(listing.read_text())
-    next(entry for entry in content["weights"] if entry["id"] == "vlrm-partial")["size_bytes"] = 9
-    listing.write_text(yaml.safe_dump(content))
-    assert missing_weights("vlrm-partial") == ""
-
-
-def test_names_that_the_manifest_lacks() -> None:
-    with pytest.raises(ConfigError, match="lists no weights 'gpt-9'"):
-        manifest_entry("gpt-9")
-    Path("checkpoints/manifest.yaml").unlink()
-    with pytest.raises(ConfigError, match="run avcap reproduce in a checkout"):
-        manifest_entry("opt-1.3b")

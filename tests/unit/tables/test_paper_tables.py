@@ -9,9 +9,10 @@ import yaml
 
 from avcap_zoo.cli.usage import CommandLineError
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.tables.missing import manifest_entry
 from avcap_zoo.tables.paper_tables import NUMBERS, Paper, PaperRow, PaperTable, choose, read_papers
 from avcap_zoo.tables.row_runs import merged, strings_of
+from avcap_zoo.weights.inventory import LISTING
+from avcap_zoo.weights.manifest import entries
 
 REPOSITORY = Path(__file__).parents[3]
 PAPERS = read_papers()
@@ -95,7 +96,7 @@ def test_what_a_row_names_exists(paper: Paper, table: PaperTable, row: PaperRow)
     if row.full:
         named = set(strings_of(merged(row.full)["model"]))
         for weights in row.weights:
-            entry = manifest_entry(weights)
+            (entry,) = [one for one in entries(LISTING) if one["id"] == weights]
             assert paper.system in entry["needed_by"]
             wanted = entry.get("hub_id", f"checkpoints/{entry.get('file')}")
             assert wanted in named or weights == "clip-vit-g-14", f"no file of {row.row_id} names {wanted}"

@@ -92,9 +92,9 @@ def test_right_events_are_counted_on_the_scenes(tmp_path: Path, scenes_root: Pat
 def test_right_answers_about_pairs_are_counted(tmp_path: Path) -> None:
     said = {
         "a": ("they seem unrelated. a dog", "They seem unrelated. a cat"),
-        "b": ("the sound is of the dog", "They seem unrelated. a cat"),
-        "c": ("the sound is of the dog", "the sound is of the cat"),
-        "d": ("unrelated", "the sound is of the cat"),
+        "b": ("they seem related. the sound is of the dog", "They seem unrelated. a cat"),
+        "c": ("They seem related. the sound is of the dog", "They seem related. the sound is of the cat"),
+        "d": ("the sound is of the cat", "They seem related. the sound is of the cat"),
     }
     made = a_tested_run(tmp_path, {}, said, "configs/tiny/bubogpt_stage2.yaml")
     finish(made)

@@ -122,6 +122,7 @@ def test_toy_runs_write_nowhere_else(tmp_path: Path) -> None:
         moved = set(strings_of(run.settings))
         for text in strings_of(merged(run.configs)):
             if text.startswith("runs/"):
+                assert text not in moved
                 assert any(value.endswith(Path(text).name) and value.startswith(str(tmp_path)) for value in moved), text
 
 
@@ -135,6 +136,18 @@ def test_small_models_are_found_where_they_are_made(tmp_path: Path) -> None:
         product = product_of(makers[need], makes)
         assert str(product) in named
         assert str(product) in set(strings_of(makers[need].settings))
+    rewards = run.settings["model"]["init_args"]["rewards"]
+    before = merged(run.configs)["model"]["init_args"]["rewards"]
+    clip = rewards["mutual_choice"]["options"]
+    assert clip.pop("checkpoint") == str(product_of(makers["clip"], "runs/pretrained/clip.safetensors"))
+    assert clip == {key: value for key, value in before["mutual_choice"]["options"].items() if key != "checkpoint"}
+    assert set(rewards) == set(before)
+    (zeraucap,) = plan(tmp_path, "zeraucap audiocaps zeraucap")
+    assert [Path(key).name for key in zeraucap.settings["model"]["init_args"]["made_by"]] == [
+        "clap",
+        "caption_language",
+    ]
+    assert all(Path(key).is_relative_to(tmp_path) for key in zeraucap.settings["model"]["init_args"]["made_by"])
     (chat,) = plan(tmp_path, "bubogpt negatives with_negatives")
     stage1 = chat.needs[0]
     assert chat.settings["model"]["init_args"]["start_from"] == str(stage1.folder / "fit/checkpoints/last.ckpt")
@@ -203,3 +216,23 @@ def test_a_checkpoint_of_ones_own_is_tested_and_not_trained(tmp_path: Path, monk
     own.write_bytes(b"other weights")
     assert plan(tmp_path, place, "full", seeds=3)[0].key != run.key
     assert len(plan(tmp_path, place, "tiny", seeds=2)) == 2
+
+
+def test_the_command_line_takes_the_settings_as_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What jsonargparse makes of all files together differs from the row's files in the moved paths alone."""
+    from avcap_zoo.cli.main import avcap
+
+    (run,) = plan(tmp_path, "vlrm 3 vlrm_rs")
+    run.write_settings()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        avcap([*run.commands[0].arguments, "--print_config"])
+    assert stop.value.code in {0, None}
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    before = merged(run.configs)["model"]["init_args"]
+    for name, reward in before["rewards"].items():
+        for key, value in reward.get("options", {}).items():
+            moved = isinstance(value, str) and value.startswith("runs/")
+            assert moved or found["rewards"][name]["options"][key] == value, (name, key)
+    assert found["recall"]["config"] == before["recall"]["config"]
+    assert found["captioner"]["source"].startswith(str(tmp_path))
