@@ -172,7 +172,7 @@ def test_a_data_set_with_three_hundredths_of_its_clips(tmp_path: Path) -> None:
     arguments += ["--data.init_args.modalities", "[audio]"]
     found = problems(config_findings(arguments))
     assert list(found) == ["data"]
-    assert f"audiocaps train: only 3 of 100 official clips are in {root}" in found["data"].text
+    assert f"audiocaps train: only 3 of 100 official clips (3%) are in {root}" in found["data"].text
     assert "min_present_share" in found["data"].text
     assert not (root / "missing.csv").exists()
     allowed = by_name(config_findings([*arguments, "--data.init_args.min_present_share", "0.01"]))["data"]
