@@ -10,15 +10,18 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-hpu lint format typecheck smoke dist clean
+.PHONY: help install demo reproduce-tables test test-fast test-hpu lint format typecheck smoke docs figures dist clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-13s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-19s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED)  ## make .venv with the package and the developers' tools, at the versions of constraints.txt
 
 demo: $(INSTALLED)  ## train, score and caption at toy size on generated data; results in demo/
 	$(BIN)/avcap demo --out demo
+
+reproduce-tables: $(INSTALLED)  ## the papers' tables: what data and weights allow, and toy models; in runs/reproduce
+	$(BIN)/avcap reproduce
 
 test: lint typecheck  ## lint, types, then every test, in two processes
 	$(PYTEST)
@@ -44,11 +47,17 @@ typecheck: $(INSTALLED)  ## mypy, strict
 smoke: $(INSTALLED)  ## two training steps of LAVCap at toy size
 	$(BIN)/lightning fit -c configs/tiny/lavcap.yaml -c configs/tiny/smoke.yaml
 
+docs: $(INSTALLED)  ## the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+
+figures: $(INSTALLED)  ## the pictures of README and docs, from small models that are trained first, in runs/figures
+	$(BIN)/python docs/figures.py
+
 dist: $(INSTALLED)  ## source archive and wheel in dist/
 	$(BIN)/python -m build --outdir dist .
 
 clean:  ## remove what make made; data, runs and checkpoints stay
-	rm -rf .venv .venv-hpu build dist demo src/avcap_zoo.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-hpu build dist demo site src/avcap_zoo.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find src data_modules tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Touched last, so that an interrupted install is taken up again and a finished one is left alone.

@@ -65,22 +65,22 @@ def word_tokenizer(begin: str, *, end: str | None = None, cased: bool) -> Any:
     )
 
 
-class TextTower(nn.Module):
-    """A small BERT whose first state is the embedding; counts what it is given."""
+SMALL_BERT = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
 
-    def __init__(self) -> None:
+
+class TextTower(nn.Module):
+    """A BERT whose first state is the embedding; counts what it is given.
+
+    Args:
+        size: keys of its config.
+    """
+
+    def __init__(self, size: dict[str, int] = SMALL_BERT) -> None:
         super().__init__()
         from transformers import BertConfig, BertModel
 
         self.tokenizer = word_tokenizer("[CLS]", end="[SEP]", cased=False)
-        config = BertConfig(
-            vocab_size=len(self.tokenizer),
-            hidden_size=128,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=64,
-        )
+        config = BertConfig(vocab_size=len(self.tokenizer), max_position_embeddings=64, **size)
         self.bert = BertModel(config, add_pooling_layer=False).eval()
         self.calls = self.tokens = 0
 
@@ -99,6 +99,7 @@ class TextTower(nn.Module):
         ids = torch.tensor([[*row, *[self.tokenizer.pad_token_id] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         self.tokens += ids.numel()
+        ids, mask = ids.to(self.bert.device), mask.to(self.bert.device)
         states: Tensor = self.bert(ids, mask).last_hidden_state
         return states[:, 0]
 

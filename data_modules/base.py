@@ -31,7 +31,7 @@ from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, 
 from avcap_zoo.data_modules.feature_cache import CacheInfo, FeatureReader, FeatureWriter, NumberType
 from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
-from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader
+from avcap_zoo.data_modules.sampling import ClipLoader, Draw, EpochSampler, ResumableLoader, leave_process_group
 from avcap_zoo.errors import ConfigError, DataError
 
 __all__ = ["CaptionDataModule", "ClipRecord", "SplitIndex"]
@@ -75,6 +75,7 @@ class CaptionDataModule(LightningDataModule):
         audio_cache: folder made by `avcap cache audio`, taken instead of sound.
         pin_memory: batches in page-locked memory; None = if there is a CUDA device.
         persistent_workers: keep decoding processes from epoch to epoch.
+        worker_timeout_s: a batch that takes the decoding processes longer than this ends the run; 0 = never.
 
     Raises:
         ConfigError: a value out of range, or a modality that the data set does not have.
@@ -112,6 +113,7 @@ class CaptionDataModule(LightningDataModule):
         audio_cache: str | None = None,
         pin_memory: bool | None = None,
         persistent_workers: bool = True,
+        worker_timeout_s: float = 600.0,
     ) -> None:
         super().__init__()
         for key, value in (
@@ -128,6 +130,8 @@ class CaptionDataModule(LightningDataModule):
                 raise ConfigError(f"data.init_args.{key} is {value}, wanted at least 0")
         if max_duration_s is not None and not max_duration_s > 0:
             raise ConfigError(f"data.init_args.max_duration_s is {max_duration_s}, wanted more than 0 (or null)")
+        if not 0 <= worker_timeout_s < math.inf:
+            raise ConfigError(f"data.init_args.worker_timeout_s is {worker_timeout_s}, wanted 0 or more")
         absent = [modality for modality in modalities if modality not in self.given_modalities]
         if absent or not modalities:
             raise ConfigError(
@@ -157,6 +161,7 @@ class CaptionDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.pin_memory = pin_memory
         self.persistent_workers = persistent_workers
+        self.worker_timeout_s = worker_timeout_s
         self.decode = DecodeSettings(
             sample_rate_hz,
             num_frames,
@@ -220,8 +225,8 @@ class CaptionDataModule(LightningDataModule):
                 raise DataError(f"{self.name} {split}: none of {official} clips is in {self.root}{reasons}")
             if present < self.min_present_share * official:
                 raise DataError(
-                    f"{self.name} {split}: only {present} of {official} official clips are in {self.root}{reasons}; "
-                    f"lower data.init_args.min_present_share if that is meant"
+                    f"{self.name} {split}: only {present} of {official} official clips ({present / official:.0%}) are "
+                    f"in {self.root}{reasons}; lower data.init_args.min_present_share if that is meant"
                 )
             counted = self.counted_things(split)
             rank_zero_info(f"{self.name} {split}: {present} of {official} {counted} present{_extent(index)}")
@@ -447,6 +452,8 @@ class CaptionDataModule(LightningDataModule):
             sampler=draws,
             batch_size=batch_size,
             num_workers=num_workers,
+            timeout=self.worker_timeout_s if num_workers else 0,
+            worker_init_fn=leave_process_group,
             collate_fn=self._collate(),
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -563,6 +570,8 @@ class CaptionDataModule(LightningDataModule):
             "dataset": ClipDataset(records, decode, seed=self.seed, training=split == "train"),
             "collate_fn": self._collate(),
             "num_workers": self.num_workers,
+            "timeout": self.worker_timeout_s if self.num_workers else 0,
+            "worker_init_fn": leave_process_group,
             # Its own generator: torch would draw a seed from the global one at each epoch, and a resumed run one less.
             "generator": torch.Generator().manual_seed(self.seed),
             "persistent_workers": self.persistent_workers and self.num_workers > 0,

@@ -23,7 +23,7 @@ from avcap_zoo.data_modules.media.limits import MediaLimits
 from avcap_zoo.data_modules.media.video import PICTURE_SUFFIXES
 from avcap_zoo.data_modules.media_files import scan_folder
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
-from avcap_zoo.data_modules.sampling import ClipLoader
+from avcap_zoo.data_modules.sampling import ClipLoader, leave_process_group
 from avcap_zoo.errors import ConfigError, DataError, MediaError, first_line
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -202,6 +202,8 @@ class ImagesDataModule(CaptionDataModule):
             stream,
             progress=self._progress if num_batches is not None else _from_the_start,
             num_workers=self.num_workers,
+            timeout=self.worker_timeout_s if self.num_workers else 0,
+            worker_init_fn=leave_process_group,
             collate_fn=partial(collate_or_error, num_frames=self.num_frames),
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),
@@ -332,6 +334,43 @@ class ShardStream(IterableDataset[Any]):
         return Sample(ClipRecord(clip_id, [], visual=path), frames=frames)
 
 
+class PicturesOfShard(ShardStream):
+    """Batches of the pictures of one shard in its order, each worker its share of them.
+
+    Args:
+        path: of the shard.
+        done: clip ids that are passed over.
+        batch_size: pictures per batch.
+        num_frames: frames per picture.
+        image_size_px: side of the pictures.
+        limits: what a picture may cost.
+    """
+
+    def __init__(
+        self, path: str, done: set[str], batch_size: int, num_frames: int, image_size_px: int, limits: MediaLimits
+    ) -> None:
+        super().__init__(
+            [path],
+            batch_size=batch_size,
+            num_batches=None,
+            num_frames=num_frames,
+            image_size_px=image_size_px,
+            seed=0,
+            shuffle_buffer=1,
+            raise_errors=False,
+            limits=limits,
+            rank=0,
+            world_size=1,
+        )
+        self.done = done
+
+    def _once(self, worker: int, workers: int) -> Iterator[tuple[str, str, bytes | str]]:
+        def mine(number: int, clip_id: str) -> bool:
+            return number % workers == worker and clip_id not in self.done
+
+        return read_shard(self.shards[0], mine)
+
+
 def _share(batches: int, worker: int, workers: int) -> int:
     """How many of the first so many batches come from a worker."""
     return (batches + workers - 1 - worker) // workers
@@ -352,7 +391,9 @@ def _shuffled(
     yield from (buffer[place] for place in draw.permutation(len(buffer)))
 
 
-def read_shard(path: str) -> Iterator[tuple[str, str, bytes | str]]:
+def read_shard(
+    path: str, wanted: Callable[[int, str], bool] = lambda number, clip_id: True
+) -> Iterator[tuple[str, str, bytes | str]]:
     """Pictures of a tar file in its order: clip id, where it lies, and its bytes.
 
     Nothing is unpacked to disk. Texts beside the pictures are passed over. In place of bytes stands the reason why a
@@ -361,11 +402,13 @@ def read_shard(path: str) -> Iterator[tuple[str, str, bytes | str]]:
 
     Args:
         path: of the shard.
+        wanted: told the number of a picture, from 0, and its clip id; others are passed over without being read.
 
     Raises:
         DataError: no such file, or no tar file; compressed ones are none.
     """
     begun = False
+    number = -1
     try:
         with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
             while (member := shard.next()) is not None:
@@ -373,12 +416,14 @@ def read_shard(path: str) -> Iterator[tuple[str, str, bytes | str]]:
                 shard.members.clear()  # type: ignore[attr-defined]  # it would keep a record of all it has seen
                 if member.isdir() or not member.name.lower().endswith(PICTURE_SUFFIXES):
                     continue
-                where = f"{path}:{member.name}"
+                where, clip_id, number = f"{path}:{member.name}", _clip_id(member.name), number + 1
+                if not wanted(number, clip_id):
+                    continue
                 if reason := _refusal(member):
-                    yield _clip_id(member.name), where, reason
+                    yield clip_id, where, reason
                     continue
                 content = shard.extractfile(member)
-                yield _clip_id(member.name), where, b"" if content is None else content.read()
+                yield clip_id, where, b"" if content is None else content.read()
             # The module takes a damaged header for the end. At the real end there is a block of zeros.
             file.seek(shard.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

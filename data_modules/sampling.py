@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from avcap_zoo.batch import Batch
-from avcap_zoo.errors import DataError
+from avcap_zoo.errors import DataError, first_line
 
 Draw = tuple[int, int]
 """(epoch, position in the order of that epoch)."""
@@ -78,6 +79,12 @@ class EpochSampler(DistributedSampler[Draw]):
         return -(-positions // (self.world_size * self.filled)) * self.filled
 
 
+def leave_process_group(worker: int) -> None:
+    """Initialise a data worker: a signal to the whole process group is for the run, which ends its workers itself."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+
+
 class ClipLoader(DataLoader[Batch]):
     """A DataLoader that raises our own errors as they were raised in a worker.
 
@@ -89,9 +96,27 @@ class ClipLoader(DataLoader[Batch]):
         """Batches.
 
         Raises:
-            DataError: what a worker met.
+            DataError: what a worker met; or a worker hangs or was killed.
         """
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if str(error).startswith("DataLoader timed out"):
+                    raise DataError(
+                        f"no batch came from the {self.num_workers} data workers within {self.timeout:g} s: a disk "
+                        f"that does not answer, or a file that takes for ever. data.init_args.num_workers 0 shows "
+                        f"where; data.init_args.worker_timeout_s lets them take longer"
+                    ) from error
+                if "DataLoader worker (pid" in str(error):
+                    raise DataError(
+                        f"a data worker ended by itself: {first_line(error)} Out of memory? Lower "
+                        f"data.init_args.num_workers or batch_size"
+                    ) from error
+                raise
             if isinstance(batch, DataError):
                 raise batch
             yield batch

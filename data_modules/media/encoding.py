@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +27,18 @@ def encode_wav(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
         file.setsampwidth(2)
         file.setframerate(sample_rate_hz)
         file.writeframes(pcm.tobytes())
+    return buffer.getvalue()
+
+
+def encode_mp3(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
+    """An MP3 file, for pages.
+
+    Args:
+        samples: (S,) float32 in [-1, 1].
+        sample_rate_hz: one that MP3 knows, such as 16000.
+    """
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate_hz, format="MP3")
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
 """The embedded data: short procedural clips with sound, picture, captions, events, boxes and masks.
 
 `sample_scene` gives one clip, `generate_scenes` writes a whole set in the published file formats, `parse_caption` and
-`events_correct` judge captions. Needs numpy, Pillow, PyAV and tqdm; no torch.
+`events_correct` judge captions, `count_details` those of pictures. Needs numpy, Pillow, PyAV and tqdm; no torch.
 """
 
 from avcap_zoo.data_modules.scenes.events import (
@@ -25,6 +25,7 @@ from avcap_zoo.data_modules.scenes.grammar import (
     split_words,
     vocabulary,
 )
+from avcap_zoo.data_modules.scenes.picture_reading import count_details, read_picture_caption
 from avcap_zoo.data_modules.scenes.published_forms import VIDEO_FPS, annotate
 from avcap_zoo.data_modules.scenes.scene import (
     SCENES_VERSION,
@@ -63,6 +64,7 @@ __all__ = [
     "Split",
     "annotate",
     "boxes",
+    "count_details",
     "detailed_caption",
     "events_correct",
     "frame_times",
@@ -70,6 +72,7 @@ __all__ = [
     "generate_scenes",
     "object_masks",
     "parse_caption",
+    "read_picture_caption",
     "render_frames",
     "render_frames_at",
     "render_waveform",

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
-from avcap_zoo.batch import Split
+from avcap_zoo.batch import Dialogue, Modality, Split
 from avcap_zoo.data_modules.base import ClipRecord, SplitIndex
 from avcap_zoo.data_modules.instructions import (
     KINDS,
+    UNRELATED,
     InstructionsDataModule,
     InstructionSet,
     Kind,
+    MixedSet,
+    Mixture,
     NegativeSettings,
     unrelated_pair,
 )
 from avcap_zoo.data_modules.media.video import frame_times_s
 from avcap_zoo.data_modules.records import PackedRecords
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
-from avcap_zoo.data_modules.scenes.events import SOUNDS_OF_PICTURE
+from avcap_zoo.data_modules.scenes.events import PICTURES, SOUNDS, SOUNDS_OF_PICTURE
 from avcap_zoo.errors import DataError
 
 QUESTION = "Are the audio and image related to each other? What are they?"
 """Asked of pairs and of negatives alike, so that the question does not give the answer away."""
+FACT_QUESTION = "Are the audio and image related to each other?"
+"""Asked in dialogues about one thing and one sound, whose answer is the verdict alone."""
+RELATED = "They seem related. "
+"""Said of pairs, as `instructions.UNRELATED` is of negatives."""
+
+HEARD: Final = MappingProxyType(
+    {
+        "hiss": "sizzling",
+        "thud": "banging",
+        "beep": "beeping",
+        "hum": "rumbling",
+        "horn": "honking",
+        "siren": "wailing",
+        "bark": "barking",
+        "growl": "growling",
+        "chirp": "chirping",
+        "bell": "chiming",
+        "wind": "blowing",
+        "claps": "clapping",
+    }
+)
+"""How answers name each sound: words of the scenes' captions, none of which is also the name of a picture."""
 _UNPAIRED = "negatives"
+_LABELLED_FRAMES = 5
+_FACTS_SHARE = 0.25
 
 
 class SceneInstructionsDataModule(InstructionsDataModule):
     """Scenes with one picture each. Readers: `scene_pictures`, `scene_sounds`, `scene_pairs`, and `negatives`.
 
-    Answers are made of the labels: "the picture is of a dog", "the sound is of a bark", "the sound is of the dog in
-    the picture". Validation and test hold each pair of their clips, and as many negatives where the mixture has any.
+    Answers are made of the labels: "the picture is of a dog", "the sound is of barking and honking". Of a picture and a
+    sound together it is told first whether they belong: "They seem related." or "They seem unrelated.". Validation and
+    test hold each pair of their clips, and as many negatives where the mixture has any.
 
     Args:
         root: folder of the scenes, made if it does not exist; None = `$AVCAP_DATA/instructions`.
@@ -69,14 +98,15 @@ class SceneInstructionsDataModule(InstructionsDataModule):
     ) -> None:
         super().__init__(root, sets=sets, **options)
         self.negatives = NegativeSettings((QUESTION,))
-        self.scenes = ScenesDataModule(
+        self.labelled_clips = ScenesDataModule(
             str(self.root),
             num_train=num_train,
             num_val=num_val,
             num_test=num_test,
             scene_seed=scene_seed,
             scene_size_px=scene_size_px,
-            num_frames=self.num_frames,
+            sample_rate_hz=self.sample_rate_hz,
+            num_frames=_LABELLED_FRAMES,
             image_size_px=self.image_size_px,
             modalities=("audio", "visual"),
         )
@@ -89,7 +119,7 @@ class SceneInstructionsDataModule(InstructionsDataModule):
 
     def prepare_data(self) -> None:
         """Generate what is not there yet, then check the folder."""
-        self.scenes.prepare_data()
+        self.labelled_clips.prepare_data()
         super().prepare_data()
 
     def read_split(self, split: Split) -> SplitIndex:
@@ -115,13 +145,58 @@ class SceneInstructionsDataModule(InstructionsDataModule):
             ]
         return index
 
+    def dialogues(self, count: int, seed: int) -> list[Dialogue]:
+        """Questions about the training clips, whatever the mixture holds, and whether one thing makes one sound.
+
+        Args:
+            count: of dialogues.
+            seed: of what is drawn.
+        """
+        clips = {
+            reader: PackedRecords(self.read_set(InstructionSet(reader), "train").records)
+            for reader in ("scene_pictures", "scene_sounds", "scene_pairs")
+        }
+        sets = [MixedSet(reader, self.kinds[reader], 1.0, records) for reader, records in clips.items()]
+        sets.append(MixedSet(_UNPAIRED, "negatives", 1.0, clips["scene_pictures"], clips["scene_sounds"]))
+        mixture = Mixture(sets, count, together=1, seed=seed, negatives=self.negatives)
+        rng = np.random.default_rng((seed, count))
+        made = []
+        for position in range(count):
+            if rng.random() < _FACTS_SHARE:
+                made.append(_fact(rng))
+                continue
+            record = mixture.draw(0, position)
+            answer = record.captions[0]
+            told: dict[Modality, list[str]] = {}
+            if seen := words_in(answer, PICTURES):
+                told["visual"] = seen
+            if heard := words_in(answer, HEARD.values()):
+                told["audio"] = heard
+            made.append(Dialogue(record.instruction or "", answer, told))
+        return made
+
     def read_set(self, wanted: InstructionSet, split: Split) -> SplitIndex:
         """The clips of one kind, with their answers."""
-        index = self.scenes.read_split(split)
+        index = self.labelled_clips.read_split(split)
         make = {"scene_pictures": _picture, "scene_sounds": _sound, "scene_pairs": _pair}[wanted.reader]
         made = [make(record) for record in index.records]
         index.records = [record for record in made if record is not None]
         return index
+
+
+def words_in(answer: str, names: Collection[str]) -> list[str]:
+    """The names that an answer holds, in its order: what it says is seen (`PICTURES`) or heard (`HEARD`)."""
+    return [word for word in answer.split() if word in names]
+
+
+def _fact(rng: np.random.Generator) -> Dialogue:
+    """Whether a thing makes a sound; as often yes as no."""
+    related = bool(rng.random() < 0.5)
+    picture = PICTURES[int(rng.integers(len(PICTURES)))]
+    sounds = [sound for sound in SOUNDS if (sound in SOUNDS_OF_PICTURE[picture]) == related]
+    sound = sounds[int(rng.integers(len(sounds)))]
+    answer = (RELATED if related else UNRELATED).strip()
+    return Dialogue(FACT_QUESTION, answer, {"visual": [picture], "audio": [HEARD[sound]]})
 
 
 def _picture(record: ClipRecord) -> ClipRecord | None:
@@ -132,7 +207,7 @@ def _picture(record: ClipRecord) -> ClipRecord | None:
     possible = sorted({sound for label in seen for sound in SOUNDS_OF_PICTURE[label]})
     return ClipRecord(
         record.clip_id,
-        [f"the picture is of {_listed(seen)}"],
+        [_picture_answer(seen)],
         visual=record.visual,
         duration_s=record.duration_s,
         sounds=[{"label": label, "onset_s": 0.0, "offset_s": record.duration_s} for label in possible],
@@ -145,7 +220,7 @@ def _sound(record: ClipRecord) -> ClipRecord | None:
         return None
     return ClipRecord(
         record.clip_id,
-        [f"the sound is of {_listed(heard)}"],
+        [_sound_answer(heard)],
         audio=record.audio,
         duration_s=record.duration_s,
         sounds=record.sounds,
@@ -154,13 +229,12 @@ def _sound(record: ClipRecord) -> ClipRecord | None:
 
 def _pair(record: ClipRecord) -> ClipRecord | None:
     """The scene as it is, where one thing that is seen is heard."""
-    heard = set(_heard(record))
-    sources = [label for label in _seen(record) if SOUNDS_OF_PICTURE[label] & heard]
-    if not sources:
+    seen, heard = _seen(record), _heard(record)
+    if not any(SOUNDS_OF_PICTURE[label] & set(heard) for label in seen):
         return None
     return ClipRecord(
         record.clip_id,
-        [f"the sound is of {_listed(sources, 'the')} in the picture"],
+        [f"{RELATED}{_picture_answer(seen)} {_sound_answer(heard)}"],
         audio=record.audio,
         visual=record.visual,
         duration_s=record.duration_s,
@@ -177,5 +251,9 @@ def _heard(record: ClipRecord) -> list[str]:
     return sorted({sound["label"] for sound in record.sounds or []})
 
 
-def _listed(words: list[str], article: str = "a") -> str:
-    return " and ".join(f"{article} {word}" for word in words)
+def _picture_answer(seen: list[str]) -> str:
+    return "the picture is of " + " and ".join(f"a {label}" for label in seen)
+
+
+def _sound_answer(heard: list[str]) -> str:
+    return "the sound is of " + " and ".join(HEARD[label] for label in heard)

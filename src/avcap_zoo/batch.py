@@ -186,6 +186,35 @@ class ClipSource(Protocol):
         """Take a modality's features from such a folder from now on."""
 
 
+@dataclass
+class Dialogue:
+    """A question about a clip, its answer, and the clip in words.
+
+    Attributes:
+        question: text alone.
+        answer: what is to be said.
+        told: what is heard or seen, a few words for each modality that the question is about.
+    """
+
+    question: str
+    answer: str
+    told: dict[Modality, list[str]]
+
+
+@runtime_checkable
+class DialogueSource(Protocol):
+    """What a data module gives beside its batches for the preparation of models that answer questions.
+
+    Attributes:
+        labelled_clips: the same clips with labelled sounds and objects.
+    """
+
+    labelled_clips: ClipSource
+
+    def dialogues(self, count: int, seed: int) -> list[Dialogue]:
+        """Dialogues about training clips, each told in words."""
+
+
 def run_folder(trainer: Any) -> Path:
     """Folder of a run's files: that of the first logger that has one, else the Trainer's root.
 

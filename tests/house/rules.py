@@ -171,7 +171,8 @@ def unsafe_problems(source: str, where: str) -> list[str]:
                 problems.append(f"{where}:{line}: weights_only must be the word True")
             if node.arg == "allow_pickle" and not _is_constant(node.value, False):
                 problems.append(f"{where}:{line}: allow_pickle")
-        if any("trust_remote_code" in text for text in _words_of(node, docstrings)):
+        refused = isinstance(node, ast.keyword) and _is_constant(node.value, False)  # without it, the user is asked
+        if not refused and any("trust_remote_code" in text for text in _words_of(node, docstrings)):
             problems.append(f"{where}:{line}: trust_remote_code")
         for name in _imports_of(node):
             if name.split(".")[0] == "torchaudio":

@@ -9,7 +9,7 @@ import yaml
 from tests.house import tree
 
 REQUIRED = {"id", "what", "licence", "needed_by"}
-OPTIONAL = {"file", "hub_id", "source", "note", "size_bytes", "sha256"}
+OPTIONAL = {"file", "hub_id", "source", "note", "size_bytes", "sha256", "config"}
 SYSTEMS = {"lavcap", "bubogpt", "zeraucap", "vlrm"}
 
 

@@ -75,6 +75,7 @@ def test_no_way_to_run_foreign_code() -> None:
     [
         "AutoModel.from_pretrained(x, trust_remote_code=True)",
         "f(**{'trust_remote_code': True})",
+        "AutoModel.from_pretrained(x, trust_remote_code=asked)",
         "torch.load(x, weights_only=False)",
         "torch.load(x, weights_only=safe)",
         "numpy.load(x, allow_pickle=True)",
@@ -95,6 +96,7 @@ def test_what_is_safe_is_allowed() -> None:
     source = (
         '"""As torchaudio does; trust_remote_code is never used."""\nimport pickle\n'
         "torch.load(x, weights_only=True)\npickle.loads(pickle.dumps(x))\nnumpy.load(x, allow_pickle=False)\n"
+        "AutoModel.from_pretrained(x, trust_remote_code=False)\n"
     )
     assert rules.unsafe_problems(source, "f.py") == []
 

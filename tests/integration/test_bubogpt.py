@@ -12,7 +12,7 @@ import soundfile
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from avcap_zoo.cli.main import avcap
@@ -49,15 +49,42 @@ def small(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
     return path
 
 
+def preparation(cache: Path) -> dict[str, Any]:
+    """An overlay of stage 1: two steps of every lesson."""
+    steps = {"audio_steps": 2, "vision_steps": 2, "language_steps": 2, "batch_size": 3, "cache_dir": str(cache)}
+    callbacks = [
+        {"class_path": "avcap_zoo.systems.bubogpt.preparation.PrepareBackbones", "init_args": steps},
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"filename": "last", "enable_version_counter": False},
+        },
+    ]
+    return {"trainer": {"callbacks": callbacks}}
+
+
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory, small: Path) -> tuple[Path, Path]:
     """The checkpoints of two steps of each stage."""
     folder = tmp_path_factory.mktemp("stages")
     first, second = (folder / f"stage{n}/version_0/checkpoints/last.ckpt" for n in (1, 2))
-    for number, more in ((1, []), (2, ["--model.start_from", str(first)])):
+    prepared = folder / "prepared.yaml"
+    prepared.write_text(yaml.safe_dump(preparation(folder / "cache")))
+    for number, more in ((1, ["-c", str(prepared)]), (2, ["--model.start_from", str(first)])):
         words = ["fit", "-c", str(TINY / f"bubogpt_stage{number}.yaml"), "-c", str(small), *more]
         assert avcap([*words, "--trainer.default_root_dir", str(folder / f"stage{number}")]) == 0
     return first, second
+
+
+def test_stage_1_holds_what_was_prepared(stages: tuple[Path, Path]) -> None:
+    held = torch.load(stages[0], weights_only=True)["state_dict"]
+    files = sorted((stages[0].parents[3] / "cache").rglob("*.safetensors"))
+    assert [path.name.partition("-")[0] for path in files] == ["audio", "language", "vision"]
+    prepared = {name: value for path in files for name, value in load_file(path).items()}
+    for name, value in prepared.items():
+        assert torch.equal(held[f"model.{name.replace('joiner_qformer', 'joiner.qformer')}"], value), name
+    assert {name.split(".")[0] for name in prepared} == {
+        *("audio_encoder", "language", "vision_encoder", "vision_joiner_qformer")
+    }
 
 
 def test_stage_2_goes_on_from_stage_1(stages: tuple[Path, Path], small: Path, tmp_path: Path) -> None:
@@ -214,8 +241,6 @@ def test_official_files_give_the_official_loss_and_come_back_bit_by_bit(
         case.check("out.loss", model.language.loss(text)[None])
     words = ["convert", "bubogpt", str(tmp_path / "b.ckpt"), "--out", str(tmp_path / "back.safetensors")]
     assert call(capsys, avcap, [*words, "-c", str(config), "--reverse"]).code == 0
-    from safetensors.torch import load_file
-
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == trained.keys()
     assert all(torch.equal(back[name], value) for name, value in trained.items())

@@ -136,6 +136,30 @@ def test_a_killed_run_is_taken_up_again(trained: Path, videos: Path, capsys: pyt
     assert all(len(captions) == 1 for captions in by_video.values())
 
 
+def test_two_processes_share_a_list(
+    trained: Path, videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("list.txt").write_text("".join(f"{path}\n" for path in sorted(videos.iterdir())))
+    command = ["caption", "list.txt", "--checkpoint", str(trained), "--out", "shards", "--rows_per_shard", "2"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = call(capsys, avcap, command)
+    assert said.code == 1
+    assert "videos/1b.mp4: not decodable as sound" in said.err
+    assert "process 1 of 2: 1 captions, 1 failures; 1 of 3 shards are in shards" in said.err
+    said = call(capsys, avcap, [*command, "--rank", "0", "--world", "2"])  # before what the launcher says
+    assert said.code == 0, said.err
+    assert "process 0 of 2: list.txt-00000: 2 captions in " in said.err
+    assert said.err.splitlines()[-1] == "process 0 of 2: 3 captions, 0 failures; 3 of 3 shards are in shards"
+    found = [row for path in Path("shards").glob("*-0000?.jsonl") for row in rows_of(path)]
+    assert call(capsys, avcap, ["caption", "list.txt", "--checkpoint", str(trained), "--out", "a.jsonl"]).code == 1
+    assert {row["id"]: row["caption"] for row in found} == {row["id"]: row["caption"] for row in rows_of("a.jsonl")}
+    assert len(found) == 4
+    said = call(capsys, avcap, [*command, "--explain", "why"])
+    assert said.code == 2
+    assert "--explain" in said.err
+
+
 def test_in_python(trained: Path, videos: Path) -> None:
     captioner = avcap_zoo.load(trained, device="cpu")
     paths = [videos / "2.mp4", videos / "0.mp4", videos / "2.mp4"]

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from avcap_zoo.cli import parser
 from avcap_zoo.cli.main import avcap, lightning
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 from tests.unit.cli.running import BASE, call, write
+from tests.unit.cli.toy import ToySystem
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = "import sys\nfrom avcap_zoo.cli.main import lightning\nsys.exit(lightning())\n"
@@ -176,6 +178,43 @@ def test_settings_win_over_those_of_a_checkpoint(checkpoint: str) -> None:
 def test_lightning_still_asks_the_method_that_we_override() -> None:
     assert "_parse_ckpt_path" in vars(LightningCLI)
     assert "self._parse_ckpt_path()" in inspect.getsource(LightningCLI.__init__)
+
+
+def test_last_is_the_newest_checkpoint_of_the_system(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    last = ["-c", "base.yaml", "--ckpt_path", "last"]
+    assert call(capsys, lightning, ["test", *last]).err == (
+        "lightning test: ckpt_path last: there is no checkpoint under runs/toysystem; give the path of one\n"
+    )
+    with pytest.warns(
+        UserWarning, match="there is no checkpoint under runs/toysystem yet; the run begins from nothing"
+    ):
+        assert call(capsys, lightning, ["fit", *last, "--trainer.max_steps", "2"]).code == 0
+    assert call(capsys, lightning, ["fit", *last, "--trainer.max_steps", "3"]).code == 0
+    assert re.search(r"ckpt_path last: runs/toysystem/version_0/checkpoints/\S*step=2\.ckpt", caplog.text)
+    assert list(Path("runs/toysystem/version_1").rglob("*step=3.ckpt"))
+
+
+def test_a_run_that_is_told_to_end_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(self: ToySystem, *_: Any) -> None:
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = ["fit", "-c", "base.yaml", "--trainer.max_steps", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ToySystem, "on_train_batch_start", told, raising=False)
+        with pytest.warns(UserWarning, match="the run begins from nothing"):
+            stopped = call(capsys, lightning, [*run, "--ckpt_path=last"])
+    saved = "runs/toysystem/version_0/checkpoints/on_signal.ckpt"
+    assert stopped.code == 143
+    assert stopped.err.splitlines()[-1] == (
+        f"lightning fit: stopped by SIGTERM after step 3; go on with: lightning {' '.join(run)} --ckpt_path {saved}"
+    )
+    assert call(capsys, lightning, [*run, "--ckpt_path", saved]).code == 0
+    assert list(Path("runs/toysystem/version_1").rglob("*step=5.ckpt"))
 
 
 @pytest.mark.slow

@@ -263,19 +263,30 @@ class ExplodingSystem(VLRM):
         self.model.judge = exploding  # type: ignore[method-assign,assignment]
 
 
-def test_a_loss_that_is_not_finite_takes_no_step(tmp_path: Path) -> None:
+def exploding(**update: Any) -> ExplodingSystem:
     plain = toy.system()
-    system = ExplodingSystem(
-        **toy.parts(),
+    return ExplodingSystem(
+        **toy.parts(**update),
         policy_optimizer=plain.part_optimizers[0],
         value_optimizer=plain.part_optimizers[1],
         scores=plain.score_settings,
         monitor=plain.monitor,
     )
+
+
+def test_a_loss_that_is_not_finite_takes_no_step(tmp_path: Path) -> None:
+    system = exploding()
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 1: loss_value inf.* on clips clip1-0, clip1-1"):
         train(system, tmp_path, toy.batch(2), toy.batch(2, seed=1))
     assert system.global_step == 1
     assert all(value.isfinite().all() for value in trained_tensors(system).values())
+
+
+def test_a_loss_that_is_not_finite_is_skipped_by_option(tmp_path: Path) -> None:
+    system = exploding(on_non_finite_loss="skip")
+    with pytest.warns(UserWarning, match=r"step 1: loss_value inf.* on clips clip1-0, clip1-1; the batch is skipped"):
+        train(system, tmp_path, toy.batch(2), toy.batch(2, seed=1))
+    assert system.global_step == 1
 
 
 def test_skipped_captions_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def tiny_trainer(folder: Path, *, every: int | None = None, **options: Any) -> T
         default_root_dir=folder,
         logger=CSVLogger(folder, name="", version=""),
         callbacks=[*options.pop("callbacks", []), *([checkpoint] if every else [])],
-        plugins=[AtomicCheckpointIO()],
+        plugins=options.pop("plugins", [AtomicCheckpointIO()]),
         enable_checkpointing=every is not None,
         enable_progress_bar=False,
         enable_model_summary=False,

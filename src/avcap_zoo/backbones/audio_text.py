@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from avcap_zoo.backbones.audio.htsat import HTSAT, KEY, HTSATSettings, audio_config
 from avcap_zoo.backbones.language import word_piece_tokenizer
-from avcap_zoo.backbones.pretrained import build_config, load_pretrained
+from avcap_zoo.backbones.pretrained import build_config, load_part, load_pretrained
 from avcap_zoo.errors import ConfigError, DataError, ShapeError, hub_error
 from avcap_zoo.ops.fbank import decibels, mel_spectrogram, num_centred_frames
 from avcap_zoo.ops.windows import choose_starts, cut_windows, mean_direction, repeat_whole, round_to_int16
@@ -306,8 +306,8 @@ class CLAP(AudioTextModel):
             from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
             self.model = load_pretrained(ClapModel, settings.source, key).float()
+            self.tokenizer = load_part(AutoTokenizer, settings.source, key)
             with hub_error(settings.source, key):
-                self.tokenizer = AutoTokenizer.from_pretrained(settings.source)
                 front_end = ClapFeatureExtractor.from_pretrained(settings.source)
         if front_end.padding != "repeatpad":
             raise ConfigError(f"{key}: padding {front_end.padding!r} of the front end is not supported, only repeatpad")
@@ -455,8 +455,10 @@ def _tokenizer(source: str | None) -> Any:
 
     # AutoTokenizer wants more than a vocab.txt; BertTokenizerFast makes an empty tokenizer of a source it cannot find.
     bare = (Path(source) / "vocab.txt").is_file() and not (Path(source) / "tokenizer.json").is_file()
+    if not bare:
+        return load_part(AutoTokenizer, source, f"{KEY}.tokenizer")
     with hub_error(source, f"{KEY}.tokenizer"):
-        return (BertTokenizerFast if bare else AutoTokenizer).from_pretrained(source)
+        return BertTokenizerFast.from_pretrained(source)
 
 
 def _check_text_encoder(tokenizer: Any, vocabulary_size: int, positions: int, max_text_tokens: int) -> None:

@@ -92,11 +92,9 @@ class ChatModel:
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-        from avcap_zoo.errors import hub_error
+        from avcap_zoo.backbones.pretrained import dtype_option, load_part, load_pretrained
 
-        with hub_error(self.source, self.key):
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
+        tokenizer = load_part(AutoTokenizer, self.source, self.key)
         weights = getattr(torch, self.dtype)
         model = load_pretrained(AutoModelForCausalLM, self.source, self.key, **dtype_option(weights))
         return tokenizer, model.to(self.device).eval()

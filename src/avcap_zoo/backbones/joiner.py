@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.qformer import QFormer, QFormerSettings, from_blip2_names
 
 Modality = Literal["vision", "audio"]
+_NUM_WORDS, _NUM_POSITIONS = 30_522, 512  # of BERT, whose text branch the Q-Former of BLIP-2 has
 
 # Besides the joiner itself, checkpoints of it hold buffers of frozen parts: constants that are computed again.
 _DROPPED = re.compile(r"\.rotary_emb\.inv_freq$|\.log_logit_scale$")
@@ -31,11 +33,15 @@ class Joiner(nn.Module):
         qformer: its size.
         encoder_dim: width of the encoder's tokens (1,408 for EVA ViT-g, 768 for ImageBind's audio tower).
         language_dim: width of the language model's embeddings.
+        text_branch: with the Q-Former's text branch, see `TextBranch`.
     """
 
-    def __init__(self, qformer: QFormerSettings, encoder_dim: int, language_dim: int) -> None:
+    def __init__(
+        self, qformer: QFormerSettings, encoder_dim: int, language_dim: int, *, text_branch: bool = False
+    ) -> None:
         super().__init__()
         self.qformer = QFormer(qformer, encoder_dim)
+        self.text_branch = TextBranch(qformer) if text_branch else None
         self.projection = nn.Linear(qformer.embed_dim, language_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -52,7 +58,41 @@ class Joiner(nn.Module):
             ShapeError: tokens of another width.
         """
         projected: Tensor = self.projection(self.qformer(tokens, mask))
+        if self.text_branch is not None and self.training:
+            projected = projected + self.text_branch()
         return projected
+
+
+class TextBranch(nn.Module):
+    """What the released code trains of a Q-Former and never runs: it is here for the number of its parameters alone.
+
+    Embeddings of words and positions, a feed-forward layer in each block, and the head of BERT, whose decoder is tied
+    to the embeddings. Nothing reads them, so no state dict holds them.
+
+    Args:
+        qformer: size of the Q-Former.
+
+    Source: BuboGPT, released code (spec bubogpt.md, sections 1 and 13).
+    """
+
+    def __init__(self, qformer: QFormerSettings) -> None:
+        super().__init__()
+        width = qformer.embed_dim
+        self.embeddings = nn.ModuleList(nn.Embedding(count, width) for count in (_NUM_WORDS, _NUM_POSITIONS))
+        self.feed_forward = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, qformer.mlp_dim), nn.Linear(qformer.mlp_dim, width), nn.LayerNorm(width))
+            for _ in range(qformer.depth)
+        )
+        self.head = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.head_bias = nn.Parameter(torch.zeros(_NUM_WORDS))
+
+    def forward(self) -> Tensor:
+        """Zero, from all parameters: data-parallel training waits for a gradient of each."""
+        return torch.stack([parameter.sum() for parameter in self.parameters()]).sum() * 0.0
+
+    def state_dict(self, *args: Any, destination: Any = None, **options: Any) -> Any:
+        """Nothing."""
+        return {} if destination is None else destination
 
 
 def from_joiner_names(tensors: Mapping[str, Tensor], modality: Modality) -> dict[str, Tensor]:

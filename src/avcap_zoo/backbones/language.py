@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
-from avcap_zoo.backbones.pretrained import dtype_option, load_pretrained
-from avcap_zoo.errors import ConfigError, ShapeError, first_line, hub_error, require_extra
+from avcap_zoo.backbones.pretrained import dtype_option, load_part, load_pretrained
+from avcap_zoo.errors import ConfigError, ShapeError, first_line, require_extra
 from avcap_zoo.ops.masking import left_align
 
 _LONGEST_REASON = 120
@@ -32,6 +33,8 @@ class LanguageSettings:
         source: hub id or local folder in transformers format; None = random weights from `config`.
         config: keys of the transformers config, `model_type` among them; used only without `source`.
         tokenizer: hub id or folder; None = that of `source`, or the built-in word pieces without a source.
+        words: whole words that the built-in word pieces have beside their own; the fewer pieces, the sooner a small
+            model learns.
         pad_with_end: True pads with the end token where the tokenizer has no padding token, and leaves the vocabulary
             as it is; False adds a token.
         dtype: dtype of the frozen weights. Trained ones are float32.
@@ -45,6 +48,7 @@ class LanguageSettings:
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    words: tuple[str, ...] = ()
     pad_with_end: bool = False
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     training: TrainingMode = "lora"
@@ -254,20 +258,34 @@ class CausalLanguageModel(nn.Module):
         ).logits
         return output
 
-    def loss(self, text: PrefixedText, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        text: PrefixedText,
+        *,
+        label_smoothing: float = 0.0,
+        mean_count: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Mean cross-entropy over all caption tokens of the batch, in float32.
 
         Args:
             text: from `wrap` with a caption.
             label_smoothing: share of the target spread over the vocabulary.
+            mean_count: gives the mean of a number over the processes that train together; the mean of their losses
+                then counts every token alike, whichever process has it. None = this process alone.
         """
         targets = text.labels[:, 1:]
-        if self.length_buckets:  # picking the caption's positions would give another shape for each batch
-            logits = self.logits(text)[:, :-1].float().flatten(0, 1)
-            return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, label_smoothing=label_smoothing)
         chosen = targets != -100
-        logits = self.logits(text)[:, :-1][chosen]
-        return F.cross_entropy(logits.float(), targets[chosen], label_smoothing=label_smoothing)
+        logits = self.logits(text)[:, :-1]
+        if self.length_buckets:  # picking the caption's positions would give another shape for each batch
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, label_smoothing=label_smoothing
+            )
+        else:
+            loss = F.cross_entropy(logits[chosen].float(), targets[chosen], label_smoothing=label_smoothing)
+        if mean_count is None:
+            return loss
+        count = chosen.sum()
+        return loss * (count / mean_count(count))
 
     def end_sequences(self, end: str) -> tuple[tuple[int, ...], ...]:
         """Every way in which generated ids may spell `end`: alone, and behind a word or a sign."""
@@ -338,6 +356,7 @@ class CausalLanguageModel(nn.Module):
                 generation_config=config,
                 stopping_criteria=criteria,
                 streamer=streamer,
+                synced_gpus=is_shared_out(self.model),
                 **own,
             )
         # Beam search fills up with the end token where the pad token's id is 0.
@@ -348,6 +367,11 @@ class CausalLanguageModel(nn.Module):
         """Texts of generated ids, without special tokens; a caption without end token is kept whole."""
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
+
+
+def is_shared_out(module: nn.Module) -> bool:
+    """Whether layers of a module are shared out: all processes must then run it equally often."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:
@@ -374,12 +398,11 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
 def _load_tokenizer(settings: LanguageSettings) -> Any:
     name = settings.tokenizer or settings.source
     if name is None:
-        tokenizer = word_piece_tokenizer()
+        tokenizer = word_piece_tokenizer(settings.words)
     else:
         from transformers import AutoTokenizer
 
-        with hub_error(name, "model.init_args.language.tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_part(AutoTokenizer, name, "model.init_args.language.tokenizer")
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model.init_args.language.tokenizer: {name} has no eos token, and captions could not end; "
@@ -451,8 +474,11 @@ def built_in_words() -> list[str]:
     return files("avcap_zoo.backbones").joinpath("words.txt").read_text(encoding="utf-8").split()
 
 
-def word_piece_tokenizer() -> Any:
+def word_piece_tokenizer(words: Sequence[str] = ()) -> Any:
     """The tokenizer of models built from a config alone: whole words, and single characters for anything else.
+
+    Args:
+        words: in lower case, beside the built-in ones.
 
     Returns:
         A transformers fast tokenizer, lower-casing; ids 0-3 are pad, begin, end and unknown.
@@ -462,7 +488,7 @@ def word_piece_tokenizer() -> Any:
 
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     pieces = ["<pad>", "<s>", "</s>", "<unk>", *characters, *(f"##{c}" for c in characters)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *built_in_words()]))}
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*pieces, *built_in_words(), *words]))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=200))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]

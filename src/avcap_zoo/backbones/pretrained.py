@@ -36,7 +36,7 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
     with hub_error(source, key):
         try:
             model, found = model_class.from_pretrained(
-                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
             )
         except (SafetensorError, RuntimeError) as error:
             raise WeightsError(f"{key}: the weights in {source!r} cannot be read: {first_line(error)}") from error
@@ -52,6 +52,24 @@ def load_pretrained(model_class: Any, source: str, key: str, **options: Any) -> 
         )
         raise WeightsError(f"{key}: {source!r} does not hold the weights of a {type(model).__name__}: {listed}")
     return model
+
+
+def load_part(part_class: Any, source: str, key: str, **options: Any) -> Any:
+    """Load what stands beside a model by a class of transformers that looks for parts: a tokenizer, a config.
+
+    Code that a source brings along is not run, nor is anybody asked whether it may be, as transformers would ask.
+
+    Args:
+        part_class: such as AutoTokenizer, or SamProcessor, which asks AutoImageProcessor.
+        source: hub id or local folder.
+        key: config key the source came from, for the message.
+        options: of `from_pretrained`.
+
+    Raises:
+        WeightsError: the source cannot be found, read, or needs its own code.
+    """
+    with hub_error(source, key):
+        return part_class.from_pretrained(source, trust_remote_code=False, **options)
 
 
 def _mismatch(entry: str | tuple[str, Any, Any]) -> str:
@@ -98,3 +116,23 @@ def save_parts(folder: Path, *parts: Any) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     staging.rename(folder)
+
+
+def local_copy(source: str) -> Path | None:
+    """Where a hub id or folder in transformers format lies on this machine, without asking the hub.
+
+    Returns:
+        The folder; of a hub id, that of its newest snapshot in the hub's cache. None where there is none.
+    """
+    from transformers.utils import cached_file
+
+    if Path(source).is_dir():
+        return Path(source)
+    for name in ("config.json", "tokenizer_config.json", "vocab.txt", "open_clip_config.json"):
+        try:
+            found = cached_file(source, name, local_files_only=True)
+        except (OSError, ValueError):  # not there, or no name that the hub could have
+            continue
+        if found is not None:
+            return Path(found).parent
+    return None

@@ -29,6 +29,7 @@ class QFormerSettings:
         mlp_dim: inner width of the feed-forward layers.
         cross_attention_frequency: every so many layers, from the first on, read the sequence; 1 = all of them.
         dropout: in training, on attention weights and on every layer's output.
+        initial_std: of the random weights without a checkpoint; narrow ones need more to learn at all.
     """
 
     num_queries: int = 32
@@ -38,6 +39,7 @@ class QFormerSettings:
     mlp_dim: int = 3072
     cross_attention_frequency: int = 2
     dropout: float = 0.1
+    initial_std: float = 0.02
 
 
 class QFormer(nn.Module):
@@ -61,7 +63,7 @@ class QFormer(nn.Module):
             )
         self.embed_dim = settings.embed_dim
         self.encoder_dim = encoder_dim
-        self.queries = nn.Parameter(torch.randn(1, settings.num_queries, settings.embed_dim) * 0.02)
+        self.queries = nn.Parameter(torch.randn(1, settings.num_queries, settings.embed_dim) * settings.initial_std)
         self.model = Blip2QFormerModel(
             Blip2QFormerConfig(
                 hidden_size=settings.embed_dim,
@@ -73,6 +75,7 @@ class QFormer(nn.Module):
                 cross_attention_frequency=settings.cross_attention_frequency,
                 encoder_hidden_size=encoder_dim,
                 layer_norm_eps=1e-12,
+                initializer_range=settings.initial_std,
                 use_qformer_text_input=False,
             )
         )

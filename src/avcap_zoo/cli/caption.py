@@ -7,8 +7,9 @@ command tries them again), 2 the command cannot be used as given.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from avcap_zoo.batch import SkippedClip
     from avcap_zoo.serving.caption import Captioner
     from avcap_zoo.serving.inputs import Inputs
+    from avcap_zoo.serving.shards import Shard
 
 DEFAULT_WINDOW_S = 10.0
 """Of subtitles, where nothing else is said."""
@@ -41,10 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse_options(arguments)
     # Only now: torch, and the parser that knows every system.
-    from avcap_zoo.serving.caption import Captioner
     from avcap_zoo.serving.inputs import find_inputs
     from avcap_zoo.serving.outputs import check_suffix
 
+    if options.out is not None and not options.out.suffix:
+        return _caption_shards(options)
     if options.out is not None:
         try:
             check_suffix(options.out)
@@ -53,20 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     stdin = sys.stdin.read().splitlines() if "-" in options.inputs else []
     found = find_inputs(options.inputs, stdin)
     refuse_nothing(found)
-    captioner = Captioner.load(
-        options.checkpoint,
-        options.configs,
-        device=options.device,
-        num_frames=options.num_frames,
-        image_size_px=options.image_size_px,
-    )
-    if captioner.loaded.assumed:
-        _say(
-            f"neither checkpoint nor -c name {', '.join(captioner.loaded.assumed)}: taken from the data modules' "
-            f"defaults; --num_frames and --image_size_px set them"
-        )
-    windows_s = None if options.window_s is None else (options.window_s, options.hop_s or options.window_s)
-    inputs = captioner.fit(found, windows_s)
+    captioner = _load(options)
+    inputs = captioner.fit(found, _windows_s(options))
     refuse_nothing(inputs)
     return _caption(options, captioner, inputs)
 
@@ -88,6 +79,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         options.window_s = DEFAULT_WINDOW_S
     if options.hop_s is not None and options.window_s is None:
         raise CommandLineError("--hop_s needs --window_s")
+    shared = options.out is not None and not options.out.suffix
+    if shared and (options.explain is not None or "-" in options.inputs):
+        stray = "--explain" if options.explain is not None else "-"
+        raise CommandLineError(f"{stray} is for one process and one file; --out a .jsonl instead of {options.out}")
+    if not shared and (options.rank is not None or options.world is not None):
+        raise CommandLineError("--rank and --world are for many clips: tar shards or lists in, and a folder for --out")
     return options
 
 
@@ -104,11 +101,75 @@ def refuse_nothing(inputs: Inputs) -> None:
     raise CommandLineError("nothing to caption: " + ("\n  ".join(reasons) or "no input was named") + more)
 
 
+def _load(options: argparse.Namespace) -> Captioner:
+    from avcap_zoo.serving.caption import Captioner
+
+    captioner = Captioner.load(
+        options.checkpoint,
+        options.configs,
+        device=options.device,
+        num_frames=options.num_frames,
+        image_size_px=options.image_size_px,
+    )
+    if captioner.loaded.assumed:
+        _say(
+            f"neither checkpoint nor -c name {', '.join(captioner.loaded.assumed)}: taken from the data modules' "
+            f"defaults; --num_frames and --image_size_px set them"
+        )
+    return captioner
+
+
+def _windows_s(options: argparse.Namespace) -> tuple[float, float] | None:
+    return None if options.window_s is None else (options.window_s, options.hop_s or options.window_s)
+
+
+def _caption_shards(options: argparse.Namespace) -> int:
+    """Caption this process's share of tar shards and lists into a folder; 1 if something of it could not be."""
+    from avcap_zoo.serving.shards import caption_shards, find_shards, place_of, use_device_of
+
+    try:
+        place = place_of(os.environ, options.rank, options.world)
+    except ConfigError as error:
+        raise CommandLineError(str(error)) from error
+    use_device_of(place)
+    me = f"process {place.rank} of {place.world}: "
+    captioner = _load(options)
+    names: list[str] = []
+    failures = captions = 0
+
+    def noted(shards: Iterator[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            names.append(shard.name)
+            yield shard
+
+    for report in caption_shards(
+        captioner,
+        noted(find_shards(options.inputs, options.rows_per_shard)),
+        options.out,
+        place,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        windows_s=_windows_s(options),
+    ):
+        captions += report.captions
+        failures += len(report.failures)
+        for problem in report.failures:
+            _say(_told(problem))
+        share = report.model_s / max(report.total_s, 1e-9)
+        _say(
+            f"{me}{report.name}: {report.captions} captions in {report.total_s:.1f} s, {share:.0%} of it in the model"
+            + (f"; {len(report.failures)} failed, named above" if report.failures else "")
+        )
+    whole = sum((options.out / f"{name}.jsonl").exists() for name in names)
+    _say(f"{me}{captions} captions, {failures} failures; {whole} of {len(names)} shards are in {options.out}")
+    return 1 if failures else 0
+
+
 def _caption(options: argparse.Namespace, captioner: Captioner, inputs: Inputs) -> int:
     from tqdm import tqdm
 
     from avcap_zoo.serving.gallery import Gallery
-    from avcap_zoo.serving.outputs import open_captions
+    from avcap_zoo.serving.outputs import caption_row, open_captions
 
     failures: list[SkippedClip] = list(inputs.problems)
     for problem in failures:
@@ -125,7 +186,7 @@ def _caption(options: argparse.Namespace, captioner: Captioner, inputs: Inputs) 
         records = [record for record in inputs.clips if record.clip_id not in done]
         if len(records) < len(inputs.clips):
             _say(f"{len(inputs.clips) - len(records)} of {len(inputs.clips)} captions are in {options.out} already")
-        windows_s = {record.clip_id: record.window_s or (None, None) for record in records}
+        windows_s = {record.clip_id: record.window_s for record in records}
         bar = stack.enter_context(
             tqdm(
                 total=len(inputs.clips),
@@ -143,11 +204,7 @@ def _caption(options: argparse.Namespace, captioner: Captioner, inputs: Inputs) 
             explain=gallery is not None,
         )
         for captioned, skipped in batches:
-            rows = []
-            for clip in captioned:
-                start_s, end_s = windows_s[clip.clip_id]
-                caption = " ".join(clip.caption.split())
-                rows.append({"id": clip.clip_id, "start_s": start_s, "end_s": end_s, "caption": caption})
+            rows = [caption_row(clip.clip_id, clip.caption, windows_s[clip.clip_id]) for clip in captioned]
             if gallery is not None:
                 gallery.add(captioned)
             if file is not None:
@@ -217,6 +274,10 @@ def _parser() -> VerbParser:
     parser.add_argument("--hop_s", type=_seconds, metavar="S", help="from window to window (window_s)")
     parser.add_argument("--num_frames", type=_integer, metavar="N", help="frames per clip (as in training)")
     parser.add_argument("--image_size_px", type=_integer, metavar="PX", help="side of the frames (as in training)")
+    shards = parser.add_argument_group("many clips: INPUTs are tar shards and lists, --out is a folder")
+    shards.add_argument("--rank", type=_at_least_zero, metavar="R", help="which process this is (as the launcher says)")
+    shards.add_argument("--world", type=_integer, metavar="W", help="number of processes (as the launcher says)")
+    shards.add_argument("--rows_per_shard", type=_integer, default=10_000, metavar="N", help="of lists (%(default)s)")
     return parser
 
 

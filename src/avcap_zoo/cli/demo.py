@@ -92,7 +92,13 @@ def main(arguments: Sequence[str]) -> int:
 
     from avcap_zoo.cli.side_by_side import run_side_by_side
     from avcap_zoo.data_modules.scenes.export import generate_scenes
-    from avcap_zoo.tables.run_results import first_right_and_wrong, read_annotations, read_run, same_clips
+    from avcap_zoo.tables.run_results import (
+        first_right_and_wrong,
+        read_annotations,
+        read_run,
+        same_clips,
+        spoken_duration,
+    )
 
     console = Console()
     reused = what_is_reused(options)
@@ -117,8 +123,6 @@ def main(arguments: Sequence[str]) -> int:
     report = options.out / "report.html"
     commands = [str(command) for run in runs.values() for command in run.commands]
     _write_report(report, options, annotations, results, commands, configs, time.monotonic() - started, reused)
-    from avcap_zoo.tables.report import spoken_duration
-
     _say(console, f"\nReport: {report}  (open it in any browser)")
     _say(console, f"Total time: {spoken_duration(time.monotonic() - started)}")
     return verdict(console, options, audio_visual.events_share)

@@ -50,6 +50,8 @@ AVCAP_VERBS = TRAINER_VERBS | {
     "build": Verb("make an instruction set out of annotations", "avcap_zoo.cli.build"),
     "cache": Verb("compute what frozen encoders make of the clips, once", "avcap_zoo.cli.cache"),
     "convert": Verb("turn an official checkpoint into one of ours, or back", "avcap_zoo.cli.convert"),
+    "doctor": Verb("check this machine, and whether a configuration can run on it", "avcap_zoo.cli.doctor"),
+    "reproduce": Verb("run the papers' tables, at full size and with toy models", "avcap_zoo.cli.reproduce"),
     "demo": Verb("train, score and caption at toy size, start to end", "avcap_zoo.cli.demo"),
 }
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import signal
+import sys
 import typing
 import warnings
 from argparse import ArgumentError
@@ -20,12 +23,13 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from avcap_zoo.cli.config_files import set_environment
@@ -36,12 +40,13 @@ from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
 from avcap_zoo.errors import ConfigError, MissingExtraError
 from avcap_zoo.systems.base import System
+from avcap_zoo.systems.signals import SaveOnSignal
 
 PARSER_MODE = "avcap_yaml"
 """jsonargparse's YAML, with short names replaced as each file is read."""
 
-CHECKPOINT_WORDS = {"best", "last", "hpc"}
-"""What Lightning takes for `ckpt_path` besides a path."""
+CHECKPOINT_WORDS = {"best", "hpc"}
+"""What Lightning takes for `ckpt_path` besides a path; `last` is ours."""
 
 
 class ParserRefusalError(Exception):
@@ -80,6 +85,7 @@ class CaptionCLI(LightningCLI):
     """
 
     def __init__(self, prog: str, arguments: Sequence[str]) -> None:
+        self._command = (prog, *arguments)
         super().__init__(
             System,
             CaptionDataModule,
@@ -150,12 +156,20 @@ class CaptionCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Check that the checkpoint is there, and nothing else.
+        """Check that the checkpoint is there, and find the one that `last` means: the newest under the run's folder.
 
-        Lightning reads the file here and lets its hyper-parameters override files and command line: a beam width given
-        for a test would be dropped without a word (Lightning issue 20801).
+        Lightning looks for `last` in the folder that this very run is about to make. It also reads the file here and
+        lets its hyper-parameters override files and command line: a beam width given for a test would be dropped
+        without a word (Lightning issue 20801).
+
+        Raises:
+            CommandLineError: it is not there.
         """
-        wanted = self.config[self.config["subcommand"]].get("ckpt_path")
+        verb = self.config["subcommand"]
+        wanted = self.config[verb].get("ckpt_path")
+        if wanted == "last":
+            self.config[verb]["ckpt_path"] = self._newest_checkpoint(verb)
+            return
         if wanted is None or str(wanted) in CHECKPOINT_WORDS or "://" in str(wanted) or Path(wanted).exists():
             return
         folder = Path(wanted).parent
@@ -166,9 +180,34 @@ class CaptionCLI(LightningCLI):
             f"ckpt_path: {wanted} does not exist" + (f"; did you mean {folder / match}?" if match else "")
         )
 
+    def _newest_checkpoint(self, verb: str) -> str | None:
+        settings = self.config[verb]["trainer"]
+        folders = {self._root(self.config[verb])}
+        for callback in settings["callbacks"] if isinstance(settings["callbacks"], list) else []:
+            folders |= {Path(folder) for folder in [(callback.get("init_args") or {}).get("dirpath")] if folder}
+        found = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.ckpt")}
+        if found:
+            newest = os.path.relpath(max(found, key=lambda path: found[path]))
+            rank_zero_info(f"ckpt_path last: {newest}")
+            return newest
+        where = f"there is no checkpoint under {', '.join(map(str, sorted(folders)))}"
+        if verb != "fit":
+            raise CommandLineError(f"ckpt_path last: {where}; give the path of one")
+        rank_zero_warn(f"ckpt_path last: {where} yet; the run begins from nothing")
+        return None
+
+    @staticmethod
+    def _root(settings: Any) -> Path:
+        """Folder of the runs of a system, by the settings of a verb."""
+        return Path(
+            settings["trainer"]["default_root_dir"] or Path("runs") / short_name(settings["model"]["class_path"])
+        )
+
     @override
     def before_instantiate_classes(self) -> None:
-        """Ask for the device before a model is built for it."""
+        """Ask for the device before a model is built for it; let no captions pile up that are written anyway."""
+        if self.config["subcommand"] == "predict" and self._get(self.config, "return_predictions") is None:
+            self.config["predict"]["return_predictions"] = False
         set_environment(self._get(self.config, "environment"))
         trainer = self._get(self.config, "trainer")
         if isinstance(trainer.get("accelerator"), str):
@@ -202,17 +241,40 @@ class CaptionCLI(LightningCLI):
             CommandLineError: the Trainer refuses its arguments.
         """
         settings = self._get(self.config_init, "trainer")
-        root = settings["default_root_dir"] or Path("runs") / short_name(self._get(self.config, "model")["class_path"])
+        root = self._root(self.config[self.subcommand])
         ours: dict[str, Any] = {"default_root_dir": root, "plugins": _with_checkpoint_io(settings["plugins"])}
         ours |= trainer_options(settings)
+        if settings["precision"] == "bf16-true":
+            from avcap_zoo.accelerators.precision import HalfBasePrecision
+
+            ours |= {"precision": None, "plugins": [*ours["plugins"], HalfBasePrecision()]}
+        callbacks = settings["callbacks"]
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks] if callbacks else []
         if settings["enable_progress_bar"] is not False and not settings["barebones"]:
-            ours["callbacks"] = _with_progress_bar(settings["callbacks"])
+            callbacks = _with_progress_bar(callbacks)
+        if settings["enable_checkpointing"] is not False and not settings["barebones"]:
+            callbacks = _with_checkpoints(callbacks)
+        ours["callbacks"] = callbacks
         if settings["logger"] in {None, True} and not settings["barebones"]:
             ours["logger"] = _default_loggers(root)
         try:
             return super().instantiate_trainer(**ours | kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise CommandLineError(f"trainer: {_first_lines(error)}") from error
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and say how to go on when the run was told to end: exit code 143, as the shell gives for SIGTERM."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            if not self.trainer.is_global_zero:
+                raise  # with code 0: for any other, Lightning would kill the first process
+            saved = [
+                callback.path for callback in self.trainer.checkpoint_callbacks if isinstance(callback, SaveOnSignal)
+            ]
+            print(_stopped(self._command, self.trainer.global_step, saved[0] if saved else None), file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
 
     def after_fit(self) -> None:
         """Name the checkpoint that `test` wants."""
@@ -265,18 +327,35 @@ def load_yaml(text: str) -> Any:
     return expand_config(get_loader("yaml")(text))
 
 
+def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:
+    """What is said when a run was told to end."""
+    name = f"{command[0]} {command[1]}: stopped by SIGTERM"
+    if checkpoint is None:
+        return f"{name} before there was anything to save"
+    words = list(command)
+    while given := next((word for word in words if word.split("=")[0] == "--ckpt_path"), None):
+        at = words.index(given)
+        del words[at : at + (1 if "=" in given else 2)]
+    return f"{name} after step {step}; go on with: {shlex.join([*words, '--ckpt_path', os.path.relpath(checkpoint)])}"
+
+
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     """Drop the tips to install litlogger and litmodels: their lightning-sdk would overwrite our `lightning` script."""
     message = record.getMessage()
     return "litlogger" not in message and "litmodels" not in message
 
 
-def _with_progress_bar(callbacks: Any) -> list[Any]:
+def _with_progress_bar(callbacks: list[Any]) -> list[Any]:
     """The callbacks, and a bar that shows small numbers such as learning rates, unless there is a bar already."""
-    given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    if any(isinstance(callback, ProgressBar) for callback in given):
-        return given
-    return [*given, RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))]
+    if any(isinstance(callback, ProgressBar) for callback in callbacks):
+        return callbacks
+    return [*callbacks, RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g"))]
+
+
+def _with_checkpoints(callbacks: list[Any]) -> list[Any]:
+    """The callbacks, Lightning's own checkpoints if there are no others, and those on signals."""
+    others = [] if any(isinstance(callback, Checkpoint) for callback in callbacks) else [ModelCheckpoint()]
+    return [*callbacks, *others, SaveOnSignal()]
 
 
 def _with_checkpoint_io(plugins: Any) -> list[Any]:

@@ -22,6 +22,7 @@ DATA_MODULES = {
     "images": "avcap_zoo.data_modules.images.ImagesDataModule",
     "instructions": "avcap_zoo.data_modules.instructions.InstructionsDataModule",
     "scene_instructions": "avcap_zoo.data_modules.scenes.instructions.SceneInstructionsDataModule",
+    "scene_pictures": "avcap_zoo.data_modules.scenes.data_module.ScenePicturesDataModule",
     "scenes": "avcap_zoo.data_modules.scenes.data_module.ScenesDataModule",
     "vggss": "avcap_zoo.data_modules.vggss.VGGSSDataModule",
     "wavcaps": "avcap_zoo.data_modules.wavcaps.WavCapsDataModule",

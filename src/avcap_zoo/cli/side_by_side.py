@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ _LINE_EVERY_S = 20.0
 _GRACE_S = 3.0
 _SHOWN_LINES = 15
 _WIDTH_WITH_BARS = 104
+_PR_SET_PDEATHSIG = 1
 _TQDM = re.compile(r"^\s*(?P<what>[^:|%]+):\s+\d+%\|.*?\|\s*(?P<done>\d+)/(?P<total>\d+)")
 
 
@@ -94,17 +96,22 @@ class Run:
         commands: what to run.
         log: file that takes all they print.
         program: what the arguments of a command are given to.
+        environment: variables beside those of this process.
+        on_done: told each command that ended well, and how many seconds it took.
     """
 
     title: str
     commands: Sequence[Command]
     log: Path
     program: Sequence[str] = (sys.executable, "-m", "avcap_zoo")
+    environment: Mapping[str, str] = field(default_factory=lambda: ONE_THREAD)
+    on_done: Callable[[Command, float], None] | None = None
     status: Status = field(default_factory=lambda: Status("waiting"))
     _next: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _file: IO[bytes] | None = None
     _read: int = 0
+    _started: float = 0.0
 
     def advance(self) -> bool:
         """Start the next command if none is running, and look at what is done.
@@ -123,6 +130,8 @@ class Run:
             self._process = None
             if code != 0:
                 self._fail(code)
+            if self.on_done is not None:
+                self.on_done(self.commands[self._next - 1], time.monotonic() - self._started)
         if self._next == len(self.commands):
             self.status = Status("done", numbers=self.status.numbers)
             self.stop()
@@ -152,12 +161,14 @@ class Run:
         self._file.write(f"$ {command}\n".encode())
         self._file.flush()
         self.status = Status(command.doing, numbers=self.status.numbers)
+        self._started = time.monotonic()
         self._process = subprocess.Popen(
             [*self.program, *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ONE_THREAD, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 
     def _look(self, command: Command) -> None:
@@ -193,6 +204,11 @@ class Run:
         )
 
 
+def _end_with_parent() -> None:
+    """In a new process: be killed when this one is, even by a signal that it cannot catch."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def run_side_by_side(runs: Sequence[Run], console: Console) -> None:
     """Run all to their end and show what they do; when this one is left, whatever the reason, none goes on.
 
@@ -205,7 +221,7 @@ def run_side_by_side(runs: Sequence[Run], console: Console) -> None:
     """
     show = _bars if console.is_terminal else _lines
     try:
-        with _ended_by_sigterm(), show(runs, console) as display:
+        with ended_by_sigterm(), show(runs, console) as display:
             while [run for run in runs if run.advance()]:
                 display.update()
                 time.sleep(_POLL_S)
@@ -276,7 +292,7 @@ def _lines(runs: Sequence[Run], console: Console) -> Iterator[_Display]:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process in the ordinary way, so that the others are stopped before it goes."""
     if threading.current_thread() is not threading.main_thread():
         yield

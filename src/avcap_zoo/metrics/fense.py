@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avcap_zoo.backbones.pretrained import load_pretrained
-from avcap_zoo.errors import WeightsError, hub_error
+from avcap_zoo.backbones.pretrained import load_part, load_pretrained
+from avcap_zoo.errors import WeightsError
 from avcap_zoo.metrics.model_folder import check_folder, load_tokenizer, read_settings
 from avcap_zoo.weights.load import load_strictly, load_tensors
 
@@ -129,8 +129,7 @@ class ErrorDetector(nn.Module):
         head = tensors.get("clf.weight")
         if head is None or head.ndim != 2:
             raise WeightsError(f"{files[0]} is no error detector of FENSE: it has no clf.weight")
-        with hub_error(str(folder), DETECTOR_OPTION):
-            config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = load_part(AutoConfig, str(folder), DETECTOR_OPTION, local_files_only=True)
         model = cls(AutoModel.from_config(config), head.shape[0], load_tokenizer(folder, DETECTOR_OPTION))
         load_strictly(model, tensors, str(files[0]))
         return model

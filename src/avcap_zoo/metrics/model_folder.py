@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avcap_zoo.errors import WeightsError, first_line, hub_error
+from avcap_zoo.backbones.pretrained import load_part
+from avcap_zoo.errors import WeightsError, first_line
 
 
 def check_folder(folder: Path, option: str, how_to_get: str) -> Path:
@@ -50,5 +51,4 @@ def load_tokenizer(folder: Path, option: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with hub_error(str(folder), option):
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return load_part(AutoTokenizer, str(folder), option, local_files_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from avcap_zoo import __version__
 from avcap_zoo.batch import Batch, SkippedClip
 from avcap_zoo.data_modules.dataset import ClipDataset, collate_or_error
+from avcap_zoo.data_modules.images import PicturesOfShard
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler
 from avcap_zoo.errors import ConfigError, DataError, DeviceError, MediaError
@@ -41,6 +43,8 @@ class Captioner:
         self.loaded = loaded
         self.device = choose_device(device)
         self.system: CaptionSystem = loaded.system.to(self.device)
+        self.busy_s = 0.0
+        """Seconds spent in the system so far."""
 
     @classmethod
     def load(
@@ -113,16 +117,40 @@ class Captioner:
         if not records:
             return
         decode = replace(self.loaded.decode, on_error=on_error)
-        loader = ClipLoader(
-            ClipDataset(PackedRecords(records), decode, seed=0, training=False),  # type: ignore[arg-type]
-            sampler=EpochSampler(len(records)),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=partial(collate_or_error, num_frames=decode.num_frames),
-            pin_memory=self.device.type == "cuda",
+        dataset = ClipDataset(PackedRecords(records), decode, seed=0, training=False)
+        loader = self._loader(
+            dataset, sampler=EpochSampler(len(records)), batch_size=batch_size, num_workers=num_workers
         )
         for batch in loader:
             yield (self._caption_batch(batch, explain) if len(batch) else []), batch.skipped
+
+    def stream_shard(
+        self, path: str, done: set[str], *, batch_size: int = 8, num_workers: int = 0
+    ) -> Iterator[tuple[list[Explanation], list[SkippedClip]]]:
+        """Captions of the pictures in a tar shard, batch by batch, as they come.
+
+        Args:
+            path: of the shard.
+            done: ids that are passed over without being read.
+            batch_size: pictures per batch.
+            num_workers: decoding processes; each reads its share of the shard.
+
+        Yields:
+            What was captioned, and what could not be read.
+
+        Raises:
+            DataError: there is no such shard, or the system needs more than pictures.
+        """
+        if "audio" in self.system.requirements.modalities:
+            raise DataError(f"{path} holds pictures, and {type(self.system).__name__} listens: give it lists of files")
+        decode = self.loaded.decode
+        pictures = PicturesOfShard(path, done, batch_size, decode.num_frames, decode.image_size_px, decode.limits)
+        for batch in self._loader(pictures, batch_size=None, num_workers=num_workers):
+            yield (self._caption_batch(batch, explain=False) if len(batch) else []), batch.skipped
+
+    def _loader(self, dataset: Any, **options: Any) -> ClipLoader:
+        collate = partial(collate_or_error, num_frames=self.loaded.decode.num_frames)
+        return ClipLoader(dataset, collate_fn=collate, pin_memory=self.device.type == "cuda", **options)
 
     def provenance(self) -> dict[str, Any]:
         """What is written beside every caption: system, decode settings, versions."""
@@ -134,12 +162,16 @@ class Captioner:
         }
 
     def _caption_batch(self, batch: Batch, explain: bool) -> list[Explanation]:
+        started = time.perf_counter()
         batch = batch.to(self.device)
         with torch.inference_mode(), self._autocast():
             if explain:
-                return self.system.explain(batch)
-            captions = self.system.caption(batch)
-        return [Explanation(clip_id, caption) for clip_id, caption in zip(batch.clip_ids, captions, strict=True)]
+                explained = self.system.explain(batch)
+            else:
+                captions = zip(batch.clip_ids, self.system.caption(batch), strict=True)
+                explained = [Explanation(clip_id, caption) for clip_id, caption in captions]
+        self.busy_s += time.perf_counter() - started
+        return explained
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of the run, on an accelerator; a processor computes in the precision of the weights."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import glob
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,27 @@ def find_inputs(words: Sequence[str], stdin: Iterable[str] = ()) -> Inputs:
         for path in paths:
             _add_path(inputs, path)
     return inputs
+
+
+def inputs_in_parts(path: Path, num_rows: int) -> Iterator[Callable[[], Inputs]]:
+    """A list in parts of so many rows, each made into clips when it is called: a part is all that is held in memory.
+
+    Args:
+        path: of the list; see `find_inputs`.
+        num_rows: of a part; the last one may be shorter.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+
+    def part(rows: list[tuple[int, Any]]) -> Inputs:
+        inputs = Inputs()
+        _add_rows(inputs, rows, path.parent, str(path))
+        return inputs
+
+    rows = _rows_of_file(path)
+    while taken := list(islice(rows, num_rows)):
+        yield partial(part, taken)
 
 
 def with_modalities(inputs: Inputs, modalities: Sequence[Modality]) -> Inputs:
@@ -169,19 +191,22 @@ def _record(path: str) -> ClipRecord:
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and rows, read as they are asked for."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() != ".csv":
+                yield from _rows_of_lines(file)
+                return
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if not {"path", "audio", "visual"} & set(columns):
+                raise DataError(
+                    f"{path} has the columns {', '.join(columns) or 'none'}; wanted path, or audio and visual"
+                )
+            for row in reader:
+                yield reader.line_num, {key: value for key, value in row.items() if key is not None and value}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a list of clips: {error}") from error
-    if path.suffix.lower() != ".csv":
-        yield from _rows_of_lines(io.StringIO(text))
-        return
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = reader.fieldnames or []
-    if not {"path", "audio", "visual"} & set(columns):
-        raise DataError(f"{path} has the columns {', '.join(columns) or 'none'}; wanted path, or audio and visual")
-    for row in reader:
-        yield reader.line_num, {key: value for key, value in row.items() if key is not None and value}
 
 
 def _rows_of_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:

@@ -174,6 +174,12 @@ class Subtitles(JsonLines):
 KINDS: dict[str, type[CaptionFile]] = {".jsonl": JsonLines, ".csv": CommaSeparated, ".srt": Subtitles}
 
 
+def caption_row(clip_id: str, caption: str, window_s: tuple[float, float] | None) -> Row:
+    """A row of a clip: its caption on one line, and the seconds of a part of a file."""
+    start_s, end_s = window_s or (None, None)
+    return {"id": clip_id, "start_s": start_s, "end_s": end_s, "caption": " ".join(caption.split())}
+
+
 def check_suffix(path: Path) -> None:
     """Refuse a file name that says no format.
 

@@ -6,12 +6,13 @@ import json
 import math
 import random
 import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avcap_zoo import __version__
+from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
-from avcap_zoo.weights.fingerprint import fingerprint
+from avcap_zoo.weights.fingerprint import fingerprint, whole
 from avcap_zoo.weights.load import compare_keys
 
 CHECKPOINT_KEY = "avcap_zoo"
+TEXT_TOKENS = 48
+"""Tokens of prompt and caption that an estimate of a step counts for each clip."""
 _SHOWN_CAPTIONS = 3
+MOST_SKIPPED = 10
+"""Batches in a row without a finite loss, until the run ends although they are to be skipped."""
 
 
 @dataclass
@@ -48,6 +54,7 @@ class OptimizerSettings:
         schedule: after the warm-up: `cosine` or `linear` down to `min_lr_share`, or `constant`.
         decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
+        on_non_finite_loss: `raise`, or `skip` such a batch, naming its clips; ten in a row end the run all the same.
     """
 
     lr: float = 5e-6
@@ -60,6 +67,7 @@ class OptimizerSettings:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay_from: Literal["peak", "start"] = "peak"
     min_lr_share: float = 0.0
+    on_non_finite_loss: Literal["raise", "skip"] = "raise"
 
 
 @dataclass
@@ -73,6 +81,22 @@ class Requirements:
 
     sample_rate_hz: int | None
     modalities: tuple[Modality, ...] = field(default=("audio", "visual"))
+
+
+@dataclass
+class StepWork:
+    """What a training step computes, for an estimate of its memory and time.
+
+    Attributes:
+        positions: by dotted name of a part of the model, in the order of the forward pass: positions (tokens, patches)
+            of one clip that go through its layers, as often as they do.
+        behind: parts that stand behind trained ones, and so pass gradients on even where they are frozen.
+        clips_at_once: clips whose activations are in memory together; None = those of a batch.
+    """
+
+    positions: dict[str, float]
+    behind: tuple[str, ...] = ()
+    clips_at_once: int | None = None
 
 
 class System(LightningModule):
@@ -91,6 +115,8 @@ class System(LightningModule):
     """
 
     model: nn.Module
+    may_be_shared_out: ClassVar[bool] = False
+    """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
 
     def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
@@ -101,6 +127,7 @@ class System(LightningModule):
         self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
         self._clock = (0.0, 0)
+        self._skipped_in_a_row = 0
 
     @property
     @abstractmethod
@@ -118,20 +145,33 @@ class System(LightningModule):
     # Steps
 
     def setup(self, stage: str) -> None:
-        """Check the data module against `requirements`.
+        """Check the data module against `requirements`, and the strategy.
 
         Raises:
-            ConfigError: sample rate or modalities do not fit; names both values and keys.
+            ConfigError: sample rate or modalities do not fit; names both values and keys. Or processes that share a
+                model would run it unequally often, and wait for each other for ever.
         """
+        if isinstance(self.trainer.strategy, ShardedBaseStrategy) and not self.may_be_shared_out:
+            raise ConfigError(
+                f"{type(self).__name__} runs on one device or with --trainer.strategy ddp: layers are not shared out"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
+        self.check_data(data)
         self.decoding = {
             "sample_rate_hz": data.sample_rate_hz,
             "num_frames": data.num_frames,
             "image_size_px": data.image_size_px,
             "precision": str(self.trainer.precision),
         }
+
+    def check_data(self, data: ClipSource) -> None:
+        """Compare a data module with `requirements`.
+
+        Raises:
+            ConfigError: sample rate or modalities do not fit; names both values and keys.
+        """
         needs = self.requirements
         if needs.sample_rate_hz is not None and data.sample_rate_hz != needs.sample_rate_hz:
             raise ConfigError(
@@ -148,7 +188,7 @@ class System(LightningModule):
     def on_train_start(self) -> None:
         """Restore the random states of a resumed run; start the clock."""
         if self._rng_states is not None:
-            _set_rng_states(self._rng_states)
+            set_rng_states(self._rng_states)
             self._rng_states = None
         self._clock = (time.perf_counter(), 0)
 
@@ -156,22 +196,41 @@ class System(LightningModule):
         """Minimise the sum of the losses.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; names the clips. No step has been taken on it.
+            NonFiniteLossError: the loss is NaN or infinite, and such batches are not skipped; names the clips. No step
+                has been taken on it.
         """
         if len(batch) == 0:
             return None
+        skips = self.optimizer_settings.on_non_finite_loss == "skip"
+        statistics = self._running_statistics() if skips else []
         losses = self.training_loss(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if not torch.isfinite(total):
+        finite = bool(torch.isfinite(total))
+        if not finite:
             parts = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
-            raise NonFiniteLossError(
-                f"loss is not finite at step {self.global_step} ({parts}) on clips {', '.join(batch.clip_ids)}; "
-                f"the weights are those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
-            )
+            found = f"loss is not finite at step {self.global_step} ({parts}) on clips {', '.join(batch.clip_ids)}"
+            if not skips or self._skipped_in_a_row >= MOST_SKIPPED:
+                raise NonFiniteLossError(
+                    f"{found}{f', nor was it on the {MOST_SKIPPED} batches before' if skips else ''}; the weights are "
+                    f"those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
+                )
+            warnings.warn(f"{found}; the batch is skipped", stacklevel=1)
+        if skips:
+            if not self.trainer.strategy.reduce_boolean_decision(finite):  # all processes skip, or none
+                self._skipped_in_a_row += 1
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+                return None
+            self._skipped_in_a_row = 0
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
-        self.log_dict(named, batch_size=len(batch))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
+        self.log_dict(named, batch_size=len(batch), sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         return total
+
+    def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """What normalisation layers move in a forward pass, each with a copy of it."""
+        layers = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses on the validation split: `val/loss` and its parts."""
@@ -193,6 +252,24 @@ class System(LightningModule):
             self.log("train/clips_per_s", rate, prog_bar=True, batch_size=len(batch))
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, batch_size=len(batch))
 
+    def mean_over_processes(self, number: Tensor) -> Tensor:
+        """Mean of a number over the processes that train together; all of them must ask."""
+        if self._trainer is None or not self.training or self.trainer.world_size == 1:
+            return number
+        mean = number.float()
+        torch.distributed.all_reduce(mean)
+        return mean / self.trainer.world_size
+
+    # For those who look before anything is built
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """The arguments that count with this configuration, as in YAML; others may name files that are not needed."""
+        return dict(self.init_args)
+
+    def step_work(self, num_frames: int) -> StepWork | None:
+        """What a step of the model, once built, computes with so many frames per clip; None: it does not say."""
+        return None
+
     # Optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -207,13 +284,17 @@ class System(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        # One pass over memory on a processor; elsewhere torch chooses. In mixed precision Lightning clips no fused one.
-        mixed = "mixed" in str(self.trainer.precision)
-        fused = True if not mixed and all(p.device.type == "cpu" for p in trained) else None
+        # One pass over memory on a processor; elsewhere torch chooses. With autocast Lightning would refuse to clip.
+        plain = str(self.trainer.precision).startswith(("32", "64"))
+        fused = True if plain and all(p.device.type == "cpu" for p in trained) else None
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=fused
         )
         total = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.ckpt_path is not None or self.trainer.strategy.restore_checkpoint_after_setup:
+            # To count the steps of some epochs Lightning has made the loader, too early for the checkpoint's place in
+            # the epoch, and would keep it.
+            self.trainer.fit_loop._combined_loader = None
         warmup = settings.warmup_steps
         if warmup is None:
             epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else None
@@ -257,14 +338,14 @@ class System(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what the run made, and note what it stands on."""
         held = self.checkpoint_names()
-        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in held}
+        checkpoint["state_dict"] = {n: whole(t) for n, t in checkpoint["state_dict"].items() if n in held}
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__name__}",
             "init_args": json.dumps(self.init_args),
             "data": dict(self.decoding),
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
-            "rng": _rng_states(),
+            "rng": rng_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -345,14 +426,16 @@ def learning_rate_share(step: int, total: int, warmup: int, settings: OptimizerS
     return 1.0 - (1.0 - settings.min_lr_share) * fall
 
 
-def _rng_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
+    """States of this process's random generators, as a checkpoint holds them."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _set_rng_states(states: dict[str, Any]) -> None:
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Put the random generators where `rng_states` found them."""
     kind, numbers, gauss = states["python"]
     random.setstate((kind, tuple(numbers), gauss))
     torch.set_rng_state(states["torch"].cpu())

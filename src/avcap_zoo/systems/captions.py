@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from avcap_zoo import __version__
-from avcap_zoo.batch import Batch, ClipSource
+from avcap_zoo.backbones.language import is_shared_out
+from avcap_zoo.batch import Batch, ClipSource, run_folder
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.systems.base import OptimizerSettings, System
+from avcap_zoo.systems.predictions import SortedRows, merge
 
 Stage = Literal["val", "test"]
 _SHOWN_CAPTIONS = 3
@@ -81,6 +84,7 @@ class CaptionSystem(System):
         self.score_settings = scores
         self._scores: CaptionScores | None = None
         self._rows: list[dict[str, Any]] = []
+        self._predictions: SortedRows | None = None
 
     @abstractmethod
     def caption(self, batch: Batch) -> list[str]:
@@ -114,7 +118,8 @@ class CaptionSystem(System):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember; look inside once per validation."""
         self._caption_and_score(batch, "val")
-        if batch_idx == 0 and len(batch) and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        looks = self.trainer.is_global_zero and not is_shared_out(self)  # one process alone would wait for the others
+        if batch_idx == 0 and len(batch) and looks and not self.trainer.sanity_checking:
             self.look_inside(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -124,7 +129,8 @@ class CaptionSystem(System):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Caption; references are not needed."""
         captions = self.caption(batch) if len(batch) else []
-        self._rows += [{"id": i, "caption": c} for i, c in zip(batch.clip_ids, captions, strict=True)]
+        assert self._predictions is not None
+        self._predictions.add([{"id": i, "caption": c} for i, c in zip(batch.clip_ids, captions, strict=True)])
         return captions
 
     def on_validation_epoch_start(self) -> None:
@@ -137,7 +143,9 @@ class CaptionSystem(System):
 
     def on_predict_epoch_start(self) -> None:
         """Forget the last captions."""
-        self._rows = []
+        # Every process asks its own logger, but only that of the first one knows the folder of the run.
+        folder = Path(self.trainer.strategy.broadcast(str(run_folder(self.trainer))))
+        self._predictions = SortedRows(folder, self.global_rank)
 
     def on_validation_epoch_end(self) -> None:
         """Score the captions and show some of them."""
@@ -177,8 +185,13 @@ class CaptionSystem(System):
 
     def on_predict_epoch_end(self) -> None:
         """Write `predictions.jsonl`: id, caption, decode settings, versions."""
-        provenance = self._provenance()
-        self._write_rows("predictions.jsonl", [{**row, **provenance} for row in self._gathered_rows()])
+        assert self._predictions is not None
+        self._predictions.put_down()
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            folder = self._predictions.folder
+            count = merge(folder, folder / "predictions.jsonl", self._provenance())
+            rank_zero_info(f"{count} captions written to {folder / 'predictions.jsonl'}")
 
     # Output
 

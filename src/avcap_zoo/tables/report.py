@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from avcap_zoo.tables.clip_views import ClipView
+from avcap_zoo.tables.page import template_text
 from avcap_zoo.tables.pictures import Lane, Line, data_uri, line_chart, matrix_picture, photo_uri
 from avcap_zoo.tables.run_results import (
     Annotations,
@@ -18,6 +18,7 @@ from avcap_zoo.tables.run_results import (
     clip_count,
     margin,
     shares_by_relation,
+    spoken_duration,
 )
 
 SHOWN_SCORES = {"cider": "CIDEr", "meteor": "METEOR", "rouge_l": "ROUGE-L", "bleu_4": "BLEU-4"}
@@ -67,11 +68,12 @@ def write_report(path: Path, record: DemoRecord) -> None:
 
 def report_html(record: DemoRecord) -> str:
     """The page as text."""
-    template = files("avcap_zoo.tables").joinpath("templates/demo_report.html").read_text(encoding="utf-8")
+    template = template_text("demo_report.html")
     first, second = record.audio_visual, record.audio_only
     count = len(first.clips)
     duration = spoken_duration(record.duration_s)
     return Template(template).substitute(
+        style=template_text("page.css"),
         num_clips=str(count),
         num_train=f"{clip_count(first.config, 'train'):,}",
         duration=duration,
@@ -94,12 +96,6 @@ def report_html(record: DemoRecord) -> str:
             for name, text in record.settings.items()
         ),
     )
-
-
-def spoken_duration(seconds: float) -> str:
-    """Seconds as people say them: `48 s`, `5 min 7 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def percent(share: float) -> str:

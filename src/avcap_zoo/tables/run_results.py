@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,11 +148,7 @@ def read_curves(path: Path) -> tuple[Curve, Curve]:
     """
     loss: Curve = []
     cider: Curve = []
-    for row in csv.DictReader(_text(path).splitlines()):
-        values = {key: number for key, text in row.items() if (number := _number(text)) is not None}
-        if "step" not in values:
-            continue
-        step = int(values["step"]) + 1
+    for step, values in _logged(path):
         if (value := values.get("train/loss_caption", values.get("train/loss"))) is not None:
             loss.append((step, value))
         if (value := values.get("val/cider")) is not None:
@@ -160,10 +156,42 @@ def read_curves(path: Path) -> tuple[Curve, Curve]:
     return loss, cider
 
 
+def read_columns(folder: Path) -> dict[str, Curve]:
+    """Every number that a fit logged, by name; what it logged before it was resumed (`metrics-*.csv`) comes first.
+
+    Args:
+        folder: of Lightning's CSVLogger; empty where there is none.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for path in [*sorted(folder.glob("metrics-*.csv")), *folder.glob("metrics.csv")]:
+        for step, values in _logged(path):
+            for name, value in values.items():
+                found.setdefault(name, {})[step] = value
+    return {name: sorted(curve.items()) for name, curve in found.items()}
+
+
+def events_right(captions: Mapping[str, str], annotations: Annotations) -> float:
+    """Share of captions with exactly the right events.
+
+    Args:
+        captions: by clip id.
+        annotations: of these clips.
+    """
+    return sum(events_correct(caption, annotations[clip_id]) for clip_id, caption in captions.items()) / len(captions)
+
+
 def margin(share: float, count: int) -> float:
     """Half the width of the 95 % interval of a share that was measured on `count` clips (Wilson's)."""
     z = 1.96
     return z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+
+
+def spoken_duration(seconds: float) -> str:
+    """Seconds as people say them: `48 s`, `5 min 7 s`, `3 h 2 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 120:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def first_right_and_wrong(run: RunResult, count: int) -> list[ClipResult]:
@@ -211,6 +239,14 @@ def same_clips(runs: Sequence[RunResult]) -> bool:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _text(path).splitlines() if line]
+
+
+def _logged(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Optimizer steps done and what was logged then, line by line."""
+    for row in csv.DictReader(_text(path).splitlines()):
+        values = {key: number for key, text in row.items() if (number := _number(text)) is not None}
+        if "step" in values:
+            yield int(values["step"]) + 1, values
 
 
 def _text(path: Path) -> str:

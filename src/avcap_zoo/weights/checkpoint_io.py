@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
-from collections.abc import Callable
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 from typing_extensions import override
 
 from avcap_zoo.errors import AvcapError, WeightsError, first_line
@@ -21,7 +25,7 @@ class CheckpointSaveError(AvcapError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, flush to disk, rename; read without running code from the file.
+    """Write beside the target, flush to disk, verify, rename; read without running code from the file.
 
     Lightning 2.6 stages checkpoints in the system's temp folder, which loses atomicity when that is another
     filesystem, and swallows a PermissionError.
@@ -34,8 +38,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save a checkpoint.
 
         Raises:
-            CheckpointSaveError: disk full, no permission, or any other I/O error; names the path. What was at the path
-                before is untouched.
+            CheckpointSaveError: disk full, no permission, or any other I/O error, or what was written is not what can
+                be read; names path and bytes. What was at the path before is untouched.
         """
         target = Path(path)
         staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -47,17 +51,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            _verify(staging)
             staging.replace(target)
             _sync_folder(target.parent)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             # torch reports a full disk as a RuntimeError of its zip writer, with the OSError as its context.
             cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(error, OSError) and not isinstance(cause, OSError) and "write" not in str(error):
+            if isinstance(error, RuntimeError) and not isinstance(cause, OSError) and "write" not in str(error):
                 raise
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
+            if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+                staging.unlink(missing_ok=True)
+                folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+                reason += f", {shutil.disk_usage(folder).free:,} bytes are free there"
             raise CheckpointSaveError(
-                f"cannot save checkpoint {target}: {reason}; the previous checkpoint is untouched. "
-                f"Free some space or choose another folder with --trainer.default_root_dir"
+                f"cannot save checkpoint {target} ({_num_bytes(checkpoint):,} bytes of tensors): {reason}; the "
+                f"previous checkpoint is untouched. Free some space or choose another folder with "
+                f"--trainer.default_root_dir"
             ) from error
         finally:
             with suppress(OSError):  # it is gone if all went well, and may never have been there
@@ -86,6 +96,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(content, dict) or "state_dict" not in content:
             raise WeightsError(f"{path} is not a checkpoint of a training run: it has no 'state_dict'")
         return content
+
+
+def _verify(path: Path) -> None:
+    """Read a torch file back and compare the checksums in it.
+
+    Raises:
+        BadZipFile: it is cut off or changed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"{broken} in it does not read back as it was written")
+
+
+def _num_bytes(checkpoint: Any) -> int:
+    """Bytes of all tensors in nested containers; those that share memory count once, as in the file."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in _tensors(checkpoint)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def _sync_folder(folder: Path) -> None:

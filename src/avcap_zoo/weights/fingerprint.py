@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _SAMPLES = 1024
 
@@ -28,9 +29,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         return "none"
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        flat = tensors[name].detach().reshape(-1)
+        flat = whole(tensors[name]).detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         sample = flat[::step][:_SAMPLES].to("cpu", torch.bfloat16)
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of which this process may hold only a part; then all processes must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from avcap_zoo.errors import WeightsError
 
@@ -24,17 +25,8 @@ def check_listed(path: Path) -> None:
         WeightsError: the list cannot be read, or size or hash differ; both are named.
     """
     listing = path.parent / MANIFEST
-    if not listing.is_file():
-        return
-    import yaml
-
-    try:
-        content = yaml.safe_load(listing.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise WeightsError(f"{listing}, the list beside {path.name}, is not readable YAML") from error
-    entries = content.get("weights") if isinstance(content, dict) else None
-    for entry in entries if isinstance(entries, list) else []:
-        if not isinstance(entry, dict) or entry.get("file") != path.name:
+    for entry in entries(listing):
+        if entry.get("file") != path.name:
             continue
         size, wanted_size = path.stat().st_size, entry.get("size_bytes")
         if wanted_size is not None and size != wanted_size:
@@ -47,6 +39,24 @@ def check_listed(path: Path) -> None:
             found = _sha256(path)
             if found != str(wanted_hash).lower():
                 raise WeightsError(f"{path} has sha256 {found}, {listing} lists {wanted_hash}: fetch it again")
+
+
+def entries(listing: Path) -> list[dict[str, Any]]:
+    """What a list of weights names; nothing where there is no such file.
+
+    Raises:
+        WeightsError: the list cannot be read.
+    """
+    if not listing.is_file():
+        return []
+    import yaml
+
+    try:
+        content = yaml.safe_load(listing.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise WeightsError(f"{listing}, the list of weights, is not readable YAML") from error
+    found = content.get("weights") if isinstance(content, dict) else None
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def _sha256(path: Path) -> str:

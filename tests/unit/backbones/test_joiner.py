@@ -128,3 +128,21 @@ def test_masked_tokens_and_another_width() -> None:
     torch.testing.assert_close(joined[1:], joiner(tokens[1:, :3]), rtol=1e-4, atol=1e-5)
     with pytest.raises(ShapeError, match=r"tokens are \(2, 5, 7\)"):
         joiner(torch.zeros(2, 5, 7))
+
+
+def test_the_text_branch_is_trained_for_nothing_and_kept_nowhere() -> None:
+    torch.manual_seed(0)
+    joiner = Joiner(TINY, 6, 20, text_branch=True)
+    branch = joiner.text_branch
+    assert branch is not None
+    plain = Joiner(TINY, 6, 20)
+    plain.load_state_dict(joiner.state_dict())
+    tokens = torch.randn(2, 4, 6)
+    joiner.qformer.eval()
+    plain.eval()
+    read = joiner(tokens)
+    assert torch.equal(read, plain(tokens))
+    read.sum().backward()
+    gradients = [parameter.grad for parameter in branch.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert "text_branch" not in "".join(joiner.state_dict())

@@ -77,6 +77,15 @@ def test_other_words_fall_back_to_characters() -> None:
     assert tokenizer("犬", add_special_tokens=False).input_ids == [tokenizer.unk_token_id]
 
 
+def test_words_of_a_setting_are_whole_and_come_last() -> None:
+    settings = LanguageSettings(source=None, config=LLAMA, training="full", words=("zebra", "dog"))
+    language = CausalLanguageModel(settings)
+    size = len(word_piece_tokenizer())
+    assert language.tokenizer("zebra", add_special_tokens=False).input_ids == [size]
+    assert language.tokenizer("a dog barks").input_ids == word_piece_tokenizer()("a dog barks").input_ids
+    assert language.model.get_input_embeddings().num_embeddings == size + 1
+
+
 def test_special_ids() -> None:
     tokenizer = word_piece_tokenizer()
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
@@ -590,3 +599,7 @@ def test_checkpointing_recomputes() -> None:
     assert calls == 1
     loss.backward()
     assert calls == 2
+
+
+def test_attention_may_take_a_flash_kernel() -> None:
+    assert language().model.config._attn_implementation == "sdpa"

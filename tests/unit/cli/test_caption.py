@@ -26,6 +26,8 @@ from tests.unit.cli.running import call
         (["a.mp4", "--checkpoint", "x", "--hop_s", "5"], "--hop_s needs --window_s"),
         (["a.mp4", "--checkpoint", "x", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["a.mp4", "-c", "gone.yaml"], "gone.yaml does not exist"),
+        (["a.mp4", "--checkpoint", "x", "--rank", "0"], "--rank and --world are for many clips"),
+        (["-", "--checkpoint", "x", "--out", "folder"], "- is for one process and one file"),
     ],
 )
 def test_what_is_refused_at_once(arguments: list[str], message: str) -> None:

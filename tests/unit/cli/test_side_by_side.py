@@ -178,3 +178,17 @@ def test_a_terminal_gets_bars(tmp_path: Path) -> None:
 
 def test_a_command_reads_as_one_types_it() -> None:
     assert str(Command("x", ["fit", "-c", "a b.yaml"])) == "avcap fit -c 'a b.yaml'"
+
+
+def test_commands_that_end_well_are_told_with_their_time(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    good = Command("x", python(tmp_path, "import os; print(os.environ['WHERE'])"))
+    bad = Command("y", python(tmp_path, "raise SystemExit(3)"))
+    one = run(tmp_path, "one", good, bad)
+    one.environment = {"WHERE": "device 7"}
+    one.on_done = lambda command, seconds: told.append((command.doing, seconds))
+    with pytest.raises(RunFailedError):
+        run_side_by_side([one], console())
+    assert [doing for doing, _ in told] == ["x"]
+    assert 0 < told[0][1] < 60
+    assert "device 7" in one.log.read_text()

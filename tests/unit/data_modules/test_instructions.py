@@ -23,8 +23,15 @@ from avcap_zoo.data_modules.instructions import (
     unrelated_pair,
 )
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
-from avcap_zoo.data_modules.scenes.events import SOUNDS_OF_PICTURE
-from avcap_zoo.data_modules.scenes.instructions import QUESTION, SceneInstructionsDataModule
+from avcap_zoo.data_modules.scenes.events import PICTURES, SOUNDS, SOUNDS_OF_PICTURE
+from avcap_zoo.data_modules.scenes.instructions import (
+    FACT_QUESTION,
+    HEARD,
+    QUESTION,
+    RELATED,
+    SceneInstructionsDataModule,
+    words_in,
+)
 from avcap_zoo.errors import ConfigError, DataError
 
 SETS = {
@@ -208,7 +215,7 @@ def test_scenes_as_instructions(scenes_root: Path) -> None:
 def test_no_scene_of_a_negative_shows_what_is_heard(scenes_root: Path) -> None:
     data = scenes(scenes_root)
     index = data.read_split("test")
-    labels = {record.clip_id: record for record in data.scenes.read_split("test").records}
+    labels = {record.clip_id: record for record in data.labelled_clips.read_split("test").records}
     pairs = [record for record in index.records if "+" not in record.clip_id]
     negatives = [record for record in index.records if "+" in record.clip_id]
     assert len(pairs) == len(negatives) > 0
@@ -226,6 +233,45 @@ def test_no_scene_of_a_negative_shows_what_is_heard(scenes_root: Path) -> None:
     assert len(scenes(scenes_root, evaluate_negatives=False).read_split("val").records) < len(
         scenes(scenes_root).read_split("val").records
     )
+
+
+def test_pairs_tell_all_that_is_seen_and_heard(scenes_root: Path) -> None:
+    data = scenes(scenes_root)
+    labels = {record.clip_id: record for record in data.labelled_clips.read_split("test").records}
+    pairs = [record for record in data.read_split("test").records if "+" not in record.clip_id]
+    for record in pairs:
+        answer = record.captions[0]
+        assert answer.startswith(RELATED)
+        heard = {HEARD[item["label"]] for item in labels[record.clip_id].sounds or []}
+        assert set(words_in(answer, HEARD.values())) == heard
+        assert set(words_in(answer, PICTURES)) <= {item["label"] for item in labels[record.clip_id].objects or []}
+        assert any(HEARD[s] in heard for seen in words_in(answer, PICTURES) for s in SOUNDS_OF_PICTURE[seen])
+
+
+def test_every_sound_has_a_name_that_is_no_picture() -> None:
+    assert HEARD.keys() == set(SOUNDS)
+    assert len({*HEARD.values(), *PICTURES}) == len(SOUNDS) + len(PICTURES)
+
+
+def test_dialogues_tell_in_words_what_their_answers_say(scenes_root: Path) -> None:
+    data = scenes(scenes_root, sets={"sounds": SCENE_SETS["sounds"]})
+    made = data.dialogues(300, 0)
+    assert made == data.dialogues(300, 0)
+    sound_of = {word: sound for sound, word in HEARD.items()}
+    verdicts: Counter[bool] = Counter()
+    for dialogue in made:
+        seen, heard = dialogue.told.get("visual", []), dialogue.told.get("audio", [])
+        if dialogue.question == FACT_QUESTION:
+            assert (len(seen), len(heard)) == (1, 1)
+        else:
+            assert words_in(dialogue.answer, PICTURES) == seen
+            assert words_in(dialogue.answer, HEARD.values()) == heard
+        if seen and heard:
+            belong = any(sound_of[word] in SOUNDS_OF_PICTURE[thing] for word in heard for thing in seen)
+            assert dialogue.answer.startswith(RELATED.strip() if belong else UNRELATED.strip())
+            verdicts[belong] += 1
+    assert min(verdicts.values()) > 60
+    assert {len(dialogue.told) for dialogue in made} == {1, 2}
 
 
 def test_draws_do_not_depend_on_what_was_drawn_before(root: Path) -> None:

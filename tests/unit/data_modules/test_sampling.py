@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, ResumableLoader, epoch_order
+from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, ResumableLoader, epoch_order, leave_process_group
 from avcap_zoo.errors import DataError, MediaError
 
 
@@ -212,6 +217,59 @@ def test_errors_leave_the_workers_as_they_are(error: DataError, num_workers: int
         next(batches)
     assert type(caught.value) is type(error)
     assert str(caught.value) == str(error)
+
+
+class Trouble(Draws):
+    """Does something in a data worker at the second batch."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        super().__init__()
+        self.what = what
+
+    def __getitems__(self, wanted: list[tuple[int, int]]) -> Any:
+        if (0, 2) in wanted:
+            self.what()
+        return wanted
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda: time.sleep(1000), "no batch came from the 1 data workers within 1 s: a disk that does not answer"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            r"a data worker ended by itself: DataLoader worker \(pid.*memory",
+        ),
+    ],
+    ids=["hangs", "is killed"],
+)
+def test_a_worker_that_is_lost_ends_the_run(what: Callable[[], object], message: str) -> None:
+    loader = ClipLoader(
+        Trouble(what), sampler=EpochSampler(10), batch_size=2, num_workers=1, timeout=1, collate_fn=_as_it_is
+    )
+    with pytest.raises(DataError, match=message):
+        list(loader)
+    for worker in multiprocessing.active_children():
+        worker.terminate()  # as at the end of a process
+        worker.join(timeout=10)
+        assert not worker.is_alive(), "the process could not end"
+
+
+class Groups(Draws):
+    """Gives the process group that it is read in."""
+
+    def __getitems__(self, wanted: list[tuple[int, int]]) -> Any:
+        return [os.getpgrp()]
+
+
+def test_workers_leave_signals_for_the_group_to_the_run() -> None:
+    options: dict[str, Any] = {"sampler": EpochSampler(4), "batch_size": 2, "collate_fn": _as_it_is}
+    groups: list[Any] = [
+        next(iter(ClipLoader(Groups(), num_workers=1, worker_init_fn=init, **options)))
+        for init in (None, leave_process_group)
+    ]
+    assert groups[0] == [os.getpgrp()]
+    assert groups[1] != groups[0]
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avcap_zoo.backbones.adapters import LoRASettings
 from avcap_zoo.batch import Batch
-from avcap_zoo.errors import ConfigError
+from avcap_zoo.errors import ConfigError, NonFiniteLossError
 from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, learning_rate_share, plain
 
 
@@ -82,6 +82,59 @@ def test_validation_of_a_system_without_captions_logs_its_losses(tmp_path: Path)
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False)
     values = trainer.validate(TwoLosses(), DataLoader(OneBatch(), batch_size=None), verbose=False)[0]
     assert values == {"val/loss_near": 1.0, "val/loss_far": 3.0, "val/loss": 4.0}
+
+
+class Breaks(TwoLosses):
+    """Its loss is not a number on some batches; its norm sees every one of them."""
+
+    def __init__(self, broken: set[int]) -> None:
+        super().__init__()
+        self.optimizer_settings = OptimizerSettings(lr=0.1, warmup_steps=0, on_non_finite_loss="skip")
+        self.model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+        self.broken = broken
+        self.seen = 0
+        self.weights: list[dict[str, Tensor]] = []
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        broken = self.seen in self.broken
+        self.seen += 1
+        numbers = torch.arange(6.0).view(3, 2) * (float("nan") if broken else 1)
+        return {"only": self.model(numbers).square().sum()}
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        self.weights.append({name: value.clone() for name, value in self.state_dict().items()})
+
+
+def fit_breaks(system: Breaks, folder: Path, batches: int) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        max_epochs=batches,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(system, DataLoader(OneBatch(), batch_size=None))
+
+
+def test_a_batch_without_a_finite_loss_is_skipped_by_option(tmp_path: Path) -> None:
+    system = Breaks({1})
+    with pytest.warns(UserWarning, match=r"not finite at step 1 \(only nan\) on clips x, y, z; the batch is skipped"):
+        fit_breaks(system, tmp_path, 3)
+    first, second, third = system.weights
+    assert all(torch.equal(second[name], value) for name, value in first.items()), "running statistics included"
+    assert not torch.equal(third["model.1.weight"], first["model.1.weight"])
+    assert all(value.isfinite().all() for value in third.values())
+
+
+@pytest.mark.filterwarnings("ignore:loss is not finite")
+def test_skipping_has_an_end(tmp_path: Path) -> None:
+    system = Breaks(set(range(1, 100)))
+    with pytest.raises(NonFiniteLossError, match="nor was it on the 10 batches before; the weights are those of"):
+        fit_breaks(system, tmp_path, 50)
+    assert system.seen == 12
 
 
 def test_a_system_without_a_loss_says_so() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avcap_zoo.tables.clip_views import ClipView
-from avcap_zoo.tables.report import DemoRecord, report_html, spoken_duration, write_report
+from avcap_zoo.tables.report import DemoRecord, report_html, write_report
 from avcap_zoo.tables.run_results import read_annotations, read_run
 from tests.unit.tables.runs import write_run
 
@@ -173,8 +173,3 @@ def test_the_page_is_written(tmp_path: Path, record: DemoRecord) -> None:
     path = tmp_path / "new" / "report.html"
     write_report(path, record)
     assert path.read_text(encoding="utf-8") == report_html(record)
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (307, "5 min 7 s")])
-def test_durations_are_spoken(seconds: float, said: str) -> None:
-    assert spoken_duration(seconds) == said

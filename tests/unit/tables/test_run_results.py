@@ -8,6 +8,7 @@ import pytest
 from avcap_zoo.errors import DataError
 from avcap_zoo.tables.run_results import (
     clip_count,
+    events_right,
     first_right_and_wrong,
     margin,
     one_of_each_kind,
@@ -16,6 +17,7 @@ from avcap_zoo.tables.run_results import (
     read_run,
     same_clips,
     shares_by_relation,
+    spoken_duration,
 )
 from tests.unit.tables.runs import HEADER, write_run
 
@@ -114,3 +116,16 @@ def test_runs_on_other_clips_are_told_apart(tmp_path: Path, truth: dict[str, dic
     ]
     assert same_clips(runs[:2])
     assert not same_clips(runs)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (307, "5 min 7 s"), (7260, "2 h 1 min")]
+)
+def test_durations_are_spoken(seconds: float, said: str) -> None:
+    assert spoken_duration(seconds) == said
+
+
+def test_right_events_are_a_share(truth: dict[str, dict[str, Any]]) -> None:
+    said = {clip_id: row["captions"][0] for clip_id, row in truth.items()}
+    assert events_right(said, truth) == 1.0
+    assert events_right(said | {next(iter(said)): "a choir sings"}, truth) == pytest.approx(5 / 6)

@@ -6,8 +6,11 @@ import errno
 import io
 import os
 import pickle
+import random
+import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO, CheckpointSaveEr
 from tests.unit.weights.hostile import Hostile
 
 IO = AtomicCheckpointIO()
+NOBODY = 65534
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -93,13 +97,15 @@ class DyingFile(io.FileIO):
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Run in a forked process; the signal it died of, or 0."""
+    """Run in a forked process; minus the signal it died of, 1 after an exception, or 0."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             work()
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -157,25 +163,32 @@ def test_killed_at_any_moment(tmp_path: Path, moment: Callable[[], None], left: 
 
 
 @forks
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")  # another disk than the target's, where there is one
     path = tmp_path / "last.ckpt"
-    IO.save_checkpoint(checkpoint(0), path)
-
-    def save_for_ever() -> None:
-        for number in range(1, 10_000):
-            IO.save_checkpoint(checkpoint(number, size=300_000), path)
-
-    for pause_s in (0.0, 0.01, 0.03, 0.05, 0.08):
+    moments = random.Random(0)
+    begun = time.monotonic()
+    IO.save_checkpoint(checkpoint(0, size=300_000), path)
+    save_s = time.monotonic() - begun
+    for _ in range(20):
+        news, told = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                save_for_ever()
+                for number in range(1, 10_000):
+                    os.write(told, b".")
+                    IO.save_checkpoint(checkpoint(number, size=300_000), path)
             finally:
                 os._exit(0)
-        time.sleep(pause_s)
+        for _ in range(3):
+            os.read(news, 1)
+        time.sleep(moments.uniform(0, save_s))  # in the third save
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        assert number_in(path) >= 0
+        os.close(told)
+        begun_saves = 3 + len(os.read(news, 10_000))
+        os.close(news)
+        assert number_in(path) in {begun_saves - 1, begun_saves}
     IO.save_checkpoint(checkpoint(1), path)
     assert names_in(tmp_path) == ["last.ckpt"]
 
@@ -208,10 +221,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(small_disk: Path, size: int) -> None:
     path = small_disk / "last.ckpt"
     IO.save_checkpoint(checkpoint(1), path)
-    with pytest.raises(
-        CheckpointSaveError, match=r"cannot save checkpoint .*last.ckpt: No space left on device; the pr"
-    ):
+    reason = r"No space left on device, [\d,]+ bytes are free there; the previous"
+    with pytest.raises(CheckpointSaveError, match=rf"last.ckpt \({4 * size:,} bytes of tensors\): {reason}") as caught:
         IO.save_checkpoint(checkpoint(2, size=size), path)
+    free = int(re.search(r"([\d,]+) bytes are free", str(caught.value))[1].replace(",", ""))  # type: ignore[index]
+    assert 900_000 < free < 2**20, "what is free without the file that was begun"
     assert names_in(small_disk) == ["last.ckpt"]
     assert number_in(path) == 1
     IO.save_checkpoint(checkpoint(3), path)
@@ -268,7 +282,8 @@ def test_no_space_at_any_moment(
     message = str(caught.value)
     assert isinstance(caught.value, AvcapError)
     assert str(path) in message
-    assert "No space left on device; the previous checkpoint is untouched" in message
+    assert "last.ckpt (400,000 bytes of tensors): No space left on device, " in message
+    assert " bytes are free there; the previous checkpoint is untouched" in message
     assert "--trainer.default_root_dir" in message
     assert "\n" not in message
     assert names_in(tmp_path) == ["last.ckpt"]
@@ -278,10 +293,12 @@ def test_no_space_at_any_moment(
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for path in (tmp_path / "file" / "last.ckpt", tmp_path / "file" / "deeper" / "last.ckpt"):
-        with pytest.raises(CheckpointSaveError, match=r"last.ckpt: (Not a directory|File exists); the previous"):
+        with pytest.raises(
+            CheckpointSaveError, match=r"\(4,000 bytes of tensors\): (Not a directory|File exists); the"
+        ):
             IO.save_checkpoint(checkpoint(1), path)
     (tmp_path / "folder.ckpt").mkdir()
-    with pytest.raises(CheckpointSaveError, match=r"folder.ckpt: Is a directory"):
+    with pytest.raises(CheckpointSaveError, match=r"folder.ckpt \(4,000 .*\): Is a directory"):
         IO.save_checkpoint(checkpoint(1), tmp_path / "folder.ckpt")
     assert names_in(tmp_path) == ["file", "folder.ckpt"]
 
@@ -298,7 +315,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", opened)
-        with pytest.raises(CheckpointSaveError, match=r"last.ckpt: Permission denied; the previous"):
+        with pytest.raises(CheckpointSaveError, match=r"last.ckpt \(4,000 .*\): Permission denied; the previous"):
             IO.save_checkpoint(checkpoint(2), path)
     assert number_in(path) == 1
 
@@ -308,19 +325,53 @@ def test_a_read_only_disk(small_disk: Path) -> None:
     IO.save_checkpoint(checkpoint(1), path)
     (small_disk / ".last.ckpt.1.partial").touch()  # an orphan that cannot be removed
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(CheckpointSaveError, match=r"last.ckpt: Read-only file system; the previous"):
+    with pytest.raises(CheckpointSaveError, match=r"last.ckpt \(4,000 .*\): Read-only file system; the prev"):
         IO.save_checkpoint(checkpoint(2), path)
     assert number_in(path) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(CheckpointSaveError, match="Permission denied"):
-            IO.save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
-    finally:
-        tmp_path.chmod(0o700)
+@forks
+def test_a_folder_of_somebody_else() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        folder = Path(name)
+        path = folder / "last.ckpt"
+        IO.save_checkpoint(checkpoint(1), path)
+        path.chmod(0o644)
+        folder.chmod(0o555)
+
+        def save_as_nobody() -> None:
+            if os.geteuid() == 0:  # root may write everywhere
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            with pytest.raises(
+                CheckpointSaveError, match=r"last.ckpt \(4,000 bytes of tensors\): Permission denied; the"
+            ):
+                IO.save_checkpoint(checkpoint(2), path)
+            assert number_in(path) == 1
+
+        assert in_child(save_as_nobody) == 0
+        folder.chmod(0o755)
+        assert names_in(folder) == ["last.ckpt"]
+
+
+def test_what_does_not_read_back_as_it_was_written_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    IO.save_checkpoint(checkpoint(1), path)
+    flush = os.fsync
+
+    def flip_a_bit(descriptor: int) -> None:
+        (staging,) = tmp_path.glob(".last.ckpt.*.partial")
+        content = bytearray(staging.read_bytes())
+        content[len(content) // 2] ^= 1
+        staging.write_bytes(content)
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flip_a_bit)
+        with pytest.raises(CheckpointSaveError, match=r"data/0 in it does not read back as it was written; the prev"):
+            IO.save_checkpoint(checkpoint(2, size=100_000), path)
+    assert names_in(tmp_path) == ["last.ckpt"]
+    assert number_in(path) == 1
 
 
 def test_what_cannot_be_pickled_leaves_no_orphan(tmp_path: Path) -> None:

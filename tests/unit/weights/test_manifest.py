@@ -55,7 +55,7 @@ def test_a_list_that_says_nothing_of_the_file_is_passed_over(tmp_path: Path, con
 def test_an_unreadable_list_is_an_error(tmp_path: Path) -> None:
     path = listed(tmp_path)
     (tmp_path / "manifest.yaml").write_text("weights: [")
-    with pytest.raises(WeightsError, match=r"the list beside x\.pth, is not readable YAML"):
+    with pytest.raises(WeightsError, match=r"the list of weights, is not readable YAML"):
         load_tensors(path)
 
 

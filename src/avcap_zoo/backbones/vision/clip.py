@@ -56,6 +56,11 @@ class CLIPFrameEncoder(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    @property
+    def num_patches(self) -> int:
+        """Positions of one frame, that of the class token among them."""
+        return int((self.image_size_px // self.model.config.patch_size) ** 2 + 1)
+
     def forward(self, frames: Tensor) -> Tensor:
         """Encode frames.
 

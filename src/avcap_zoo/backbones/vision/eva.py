@@ -47,6 +47,7 @@ class EVASettings:
         mlp_dim: inner width of the feed-forward layers.
         fit: how a picture becomes square. `crop`: shorter side to the size, centre crop (the evaluation transform of
             BuboGPT's demo); `stretch`: both sides to the size (BLIP-2's evaluation transform).
+        initial_std: of the random weights without a checkpoint; narrow ones need more to learn at all.
     """
 
     image_size_px: int = 224
@@ -56,6 +57,7 @@ class EVASettings:
     num_heads: int = 16
     mlp_dim: int = 6144
     fit: ImageFit = "crop"
+    initial_std: float = 0.02
 
 
 class EVA(nn.Module):
@@ -96,7 +98,7 @@ class EVA(nn.Module):
                 hidden_act="gelu",
                 layer_norm_eps=1e-6,
                 qkv_bias=True,
-                initializer_range=0.02,  # transformers' 1e-10 makes all pictures one before there are weights
+                initializer_range=settings.initial_std,  # transformers' 1e-10 would make all pictures one
             )
         )
         self.model.post_layernorm = _Float32LayerNorm(settings.embed_dim, eps=1e-5)

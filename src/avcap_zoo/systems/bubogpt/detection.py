@@ -202,8 +202,9 @@ class GroundingDino(PromptedDetector):
     def _processor(self) -> Any:
         from transformers import AutoProcessor
 
-        with hub_error(self.source, "detector.init_args.source"):
-            return AutoProcessor.from_pretrained(self.source)
+        from avcap_zoo.backbones.pretrained import load_part
+
+        return load_part(AutoProcessor, self.source, "detector.init_args.source")
 
     @cached_property
     def _model(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,12 +94,15 @@ class JoinerSettings:
         training: `frozen`, `projection` (the Q-Former stays) or `full`.
         qformer_checkpoint: BLIP-2's file; None = random weights, or those of `start_from`.
         projection_checkpoint: MiniGPT-4's file; None = likewise.
+        text_branch: True builds and trains, as released, the text branch of the Q-Former, which nothing reads: the
+            81,144,378 parameters between the 102,413,824 of stage 1 and its published 183,558,202.
     """
 
     qformer: QFormerSettings = field(default_factory=QFormerSettings)
     training: JoinerTraining = "full"
     qformer_checkpoint: str | None = None
     projection_checkpoint: str | None = None
+    text_branch: bool = False
 
 
 class BuboGPTModel(nn.Module):
@@ -320,9 +323,18 @@ class BuboGPTModel(nn.Module):
         tokens = self.tokens_of(batch, [row.modalities for row in rows])
         return assemble(self.language, rows, tokens, released_layout=self.prompts.released_layout)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a training batch: `caption`, the cross-entropy of answers and their ends."""
-        return {"caption": self.language.loss(self.text(batch, answers=True))}
+    def forward(self, batch: Batch, mean_count: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """Losses of a training batch: `caption`, the cross-entropy of answers and their ends.
+
+        Args:
+            batch: B clips.
+            mean_count: see `CausalLanguageModel.loss`.
+        """
+        loss = self.language.loss(self.text(batch, answers=True), mean_count=mean_count)
+        # A batch without pictures, or without sound, gives its joiner zero gradients: with none at all, processes that
+        # train together would wait for each other, and one process would step otherwise than they do.
+        trained = [p for joiner in self.joiners.values() for p in joiner.parameters() if p.requires_grad]
+        return {"caption": loss + sum(0.0 * parameter.sum() for parameter in trained)}
 
     @torch.no_grad()
     def caption(self, batch: Batch) -> list[str]:
@@ -376,12 +388,12 @@ def _vision_encoder(settings: VisionSettings) -> EVA:
 
 
 def _joiner(settings: JoinerSettings, encoder_dim: int, language_dim: int) -> Joiner:
-    joiner = Joiner(settings.qformer, encoder_dim, language_dim)
+    joiner = Joiner(settings.qformer, encoder_dim, language_dim, text_branch=settings.text_branch)
     if settings.qformer_checkpoint is not None:
         load_blip2_qformer(joiner.qformer, settings.qformer_checkpoint)
     if settings.projection_checkpoint is not None:
         load_minigpt4_projection(joiner.projection, settings.projection_checkpoint)
-    joiner.qformer.requires_grad_(settings.training == "full")
+    joiner.requires_grad_(settings.training == "full")
     joiner.projection.requires_grad_(settings.training != "frozen")
     return joiner
 

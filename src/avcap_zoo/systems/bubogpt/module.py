@@ -11,7 +11,7 @@ from torch import Tensor
 from avcap_zoo.backbones.joiner import Modality
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.batch import Batch
-from avcap_zoo.systems.base import OptimizerSettings, Requirements
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork
 from avcap_zoo.systems.bubogpt.model import (
     MODALITIES,
     AudioSettings,
@@ -48,6 +48,7 @@ class BuboGPT(CaptionSystem):
     """
 
     model: BuboGPTModel
+    may_be_shared_out = True
 
     def __init__(
         self,
@@ -109,10 +110,34 @@ class BuboGPT(CaptionSystem):
                 self.start_from,
             )
 
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, without the modalities that are not built."""
+        built = {*self.modalities, *(f"{modality}_joiner" for modality in self.modalities)}
+        parts = {*MODALITIES, *(f"{modality}_joiner" for modality in MODALITIES)}
+        return {key: value for key, value in self.init_args.items() if key not in parts - built}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Every clip is counted with all modalities that are built."""
+        positions: dict[str, float] = {}
+        foreign = 0
+        if self.model.audio_encoder is not None:
+            queries = self.audio_joiner.qformer.num_queries * self.audio.clips.num_clips
+            positions["audio_encoder"] = self.audio.encoder.num_tokens * self.audio.clips.num_clips
+            positions["audio_joiner"] = queries
+            foreign += queries
+        if self.model.vision_encoder is not None:
+            queries = self.vision_joiner.qformer.num_queries
+            positions["vision_encoder"] = (self.vision.encoder.image_size_px // self.vision.encoder.patch_size) ** 2 + 1
+            positions["vision_joiner"] = queries
+            foreign += queries
+        positions["language"] = foreign + TEXT_TOKENS
+        return StepWork(positions, behind=("language",))
+
     def checkpoint_names(self) -> set[str]:
         """As in the base, without the constants of frozen encoders, which their own files hold."""
         still = tuple(f"model.{part}." for part in _FROZEN_PARTS if part not in self.model.self_made)
-        moving = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)  # a tied head has two names, as in the base
+        moving = {name for name, parameter in parameters if parameter.requires_grad}
         return {name for name in super().checkpoint_names() if name in moving or not name.startswith(still or ("\0",))}
 
     def on_fit_start(self) -> None:
@@ -121,7 +146,7 @@ class BuboGPT(CaptionSystem):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the answers."""
-        losses: dict[str, Tensor] = self.model(batch)
+        losses: dict[str, Tensor] = self.model(batch, self.mean_over_processes)
         return losses
 
     def caption(self, batch: Batch) -> list[str]:

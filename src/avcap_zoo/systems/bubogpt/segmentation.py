@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avcap_zoo.backbones.vision.finders import Box, Segmenter, file_identity
-from avcap_zoo.errors import ConfigError, hub_error, require_extra
+from avcap_zoo.errors import ConfigError, require_extra
 from avcap_zoo.ops.regions import fill_small_holes
 
 HOLE_AREA_PX = 400
@@ -87,11 +87,10 @@ class SAM(_SAM):
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import SamModel, SamProcessor
 
-        from avcap_zoo.backbones.pretrained import load_pretrained
+        from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 
         key = "segmenter.init_args.source"
-        with hub_error(self.source, key):
-            processor = SamProcessor.from_pretrained(self.source)
+        processor = load_part(SamProcessor, self.source, key)
         return processor, load_pretrained(SamModel, self.source, key).to(self.device).eval()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avcap_zoo.backbones.vision.finders import Tagger, file_identity
 from avcap_zoo.backbones.vision.swin_tagger import SwinTagger, SwinTaggerSettings
-from avcap_zoo.errors import ConfigError, hub_error
+from avcap_zoo.errors import ConfigError
 
 
 class RAMTagger(Tagger):
@@ -131,14 +131,10 @@ class CLIPTagger(Tagger):
         """Image processor, model, and (V, C) unit vectors of the sentences."""
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        from avcap_zoo.backbones.pretrained import load_pretrained
+        from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 
         key = "tagger.init_args.source"
-        with hub_error(self.source, key):
-            processor, tokenizer = (
-                AutoImageProcessor.from_pretrained(self.source),
-                AutoTokenizer.from_pretrained(self.source),
-            )
+        processor, tokenizer = (load_part(part, self.source, key) for part in (AutoImageProcessor, AutoTokenizer))
         model = load_pretrained(CLIPModel, self.source, key).to(self.device).eval()
         sentences = [self.template.format(word) for word in self.words]
         read = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -227,8 +227,12 @@ class LAVCapModel(nn.Module):
         fused: FusedTokens = self.fusion(audio, visual, audio_mask, visual_mask)
         return fused
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, mean_count: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Losses of a training batch.
+
+        Args:
+            batch: B clips.
+            mean_count: see `CausalLanguageModel.loss`.
 
         Returns:
             `caption` (cross-entropy of the caption tokens) and, for kinds with transport, `ot` (already weighted).
@@ -243,7 +247,8 @@ class LAVCapModel(nn.Module):
         text = self.language.wrap(
             self.projector(fused.tokens), fused.mask, before, after, caption, keep_gaps=self.prompts.released_gap
         )
-        losses = {"caption": self.language.loss(text, label_smoothing=self.prompts.label_smoothing)}
+        smoothing = self.prompts.label_smoothing
+        losses = {"caption": self.language.loss(text, label_smoothing=smoothing, mean_count=mean_count)}
         if fused.ot_loss is not None:
             losses["ot"] = fused.ot_loss
         return losses

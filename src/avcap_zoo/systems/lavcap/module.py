@@ -12,7 +12,7 @@ from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.vision.clip import CLIPFrameEncoder, CLIPSettings
 from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.systems.base import OptimizerSettings, Requirements
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.lavcap.fusion import FusionSettings
 from avcap_zoo.systems.lavcap.inside import SAMPLE_RATE_HZ, draw, look_at
@@ -43,6 +43,7 @@ class LAVCap(CaptionSystem):
     """
 
     model: LAVCapModel
+    may_be_shared_out = True
 
     def __init__(
         self,
@@ -85,6 +86,26 @@ class LAVCap(CaptionSystem):
         if not hasattr(self, "model"):
             self.model = LAVCapModel(self.audio, self.vision, self.language, self.fusion, self.prompts, self.generation)
 
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, without the encoders that the fusion kind does not build."""
+        unused = {"audio": not self.fusion.needs_audio, "vision": not self.fusion.needs_vision}
+        return {key: value for key, value in self.init_args.items() if not unused.get(key)}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Patches of the encoders; audio tokens, frames and text in the language model."""
+        positions: dict[str, float] = {}
+        heard = seen = 0
+        if self.fusion.needs_audio:
+            audio = self.model.audio_encoder
+            heard = audio.time_pos_embed.shape[-1]
+            positions["audio_encoder"] = heard * audio.freq_pos_embed.shape[-2]
+        if self.fusion.needs_vision:
+            seen = num_frames
+            positions["vision_encoder"] = seen * self.model.vision_encoder.num_patches
+        positions["projector"] = heard + seen
+        positions["language"] = heard + seen + TEXT_TOKENS
+        return StepWork(positions, behind=("language",))
+
     def frozen_encoder(self, modality: Modality) -> FrozenEncoder:
         """Of the model if it is built, else that encoder alone: no language model is loaded to cache features.
 
@@ -106,7 +127,7 @@ class LAVCap(CaptionSystem):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Caption loss, and the transport loss of the kinds that have one (Eq. 7)."""
-        losses: dict[str, Tensor] = self.model(batch)
+        losses: dict[str, Tensor] = self.model(batch, self.mean_over_processes)
         return losses
 
     def caption(self, batch: Batch) -> list[str]:

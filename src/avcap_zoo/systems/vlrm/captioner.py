@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avcap_zoo.backbones.adapters import LoRASettings, adapters_off, set_training_mode
 from avcap_zoo.backbones.language import GenerationSettings, word_piece_tokenizer
-from avcap_zoo.backbones.pretrained import load_pretrained
+from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
 from avcap_zoo.errors import ConfigError, ShapeError, WeightsError, first_line, hub_error
 from avcap_zoo.ops.masking import length_mask
@@ -305,8 +305,7 @@ def load_tokenizer(settings: CaptionerSettings) -> Any:
         return word_piece_tokenizer()
     from transformers import AutoTokenizer
 
-    with hub_error(name, f"{_KEY}.tokenizer"):
-        return AutoTokenizer.from_pretrained(name)
+    return load_part(AutoTokenizer, name, f"{_KEY}.tokenizer")
 
 
 def load_blip(settings: CaptionerSettings, tokenizer: Any) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.language import word_piece_tokenizer
-from avcap_zoo.backbones.pretrained import load_pretrained
-from avcap_zoo.errors import ConfigError, WeightsError, first_line, hub_error
+from avcap_zoo.backbones.pretrained import load_part, load_pretrained
+from avcap_zoo.errors import ConfigError, WeightsError, first_line
 from avcap_zoo.systems.vlrm.keymap import is_lavis, lavis_to_transformers
 from avcap_zoo.weights.fingerprint import fingerprint
 from avcap_zoo.weights.load import load_strictly, load_tensors
@@ -94,7 +94,8 @@ class Matcher(nn.Module):
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(B, L) ids and mask of texts between [CLS] and [SEP], cut to the longest length."""
-        return encode_texts(self.tokenizer, texts, self.max_length, self.query_tokens.device)
+        rows = token_rows(self.tokenizer, texts, self.max_length)
+        return pad_rows(self.tokenizer, rows, self.query_tokens.device)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(B, P, C) image tokens before the last layer norm, by the matcher's own tower."""
@@ -119,21 +120,30 @@ class Matcher(nn.Module):
         return pair_logits(self, self.norm(features.to(self.norm.weight.dtype)), ids, mask)
 
 
-def encode_texts(
-    tokenizer: Any, texts: Sequence[str], max_length: int, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """(B, L) ids and mask of texts between [CLS] and [SEP], cut to `max_length` tokens."""
+def token_rows(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each text, cut so that there is room for [CLS] and [SEP] in `max_length`."""
+    return [tokenizer(text, add_special_tokens=False).input_ids[: max_length - 2] for text in texts]
+
+
+def pad_rows(tokenizer: Any, rows: Sequence[Sequence[int]], device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """(B, L) ids and mask of token ids between [CLS] and [SEP]."""
     first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     last = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-    rows = [tokenizer(text, add_special_tokens=False).input_ids[: max_length - 2] for text in texts]
-    rows = [torch.tensor([first, *row, last]) for row in rows]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-    lengths = torch.tensor([len(row) for row in rows])
+    whole = [torch.tensor([first, *row, last]) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=tokenizer.pad_token_id)
+    lengths = torch.tensor([len(row) for row in whole])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
 
 
 def pair_logits(model: Any, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits of image i with text i, with gradient.
+    """(B, Q, 2) logits of image i with text i for each query, with gradient; index 1 = match. See `pair_states`."""
+    states = pair_states(model, tokens, ids, mask)[:, : model.query_tokens.shape[1]]
+    logits: Tensor = model.itm_head(states.to(model.itm_head.weight.dtype))
+    return logits
+
+
+def pair_states(model: Any, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last states of the queries and of the text, reading image i and text i together.
 
     Args:
         model: has `query_tokens`, `embeddings`, `qformer` and `itm_head`: a `Matcher`, or transformers' model.
@@ -142,17 +152,16 @@ def pair_logits(model: Any, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor
         mask: (B, L) bool.
 
     Returns:
-        (B, Q, 2) for each query; index 1 = match.
+        (B, Q + L, C).
     """
     queries = model.query_tokens.expand(len(ids), -1, -1)
     num_queries = queries.shape[1]
     embedded = model.embeddings(input_ids=ids, query_embeds=queries)
     real = torch.cat([mask.new_ones(len(ids), num_queries), mask], dim=1).long()
-    output = model.qformer(
+    states: Tensor = model.qformer(
         query_embeds=embedded, query_length=num_queries, attention_mask=real, encoder_hidden_states=tokens
     ).last_hidden_state
-    logits: Tensor = model.itm_head(output[:, :num_queries].to(model.itm_head.weight.dtype))
-    return logits
+    return states
 
 
 def _tower_print(tower: Any) -> str:
@@ -166,8 +175,7 @@ def load_tokenizer(name: str | None, key: str) -> Any:
         return word_piece_tokenizer()
     from transformers import AutoTokenizer
 
-    with hub_error(name, f"{key}.tokenizer"):
-        return AutoTokenizer.from_pretrained(name)
+    return load_part(AutoTokenizer, name, f"{key}.tokenizer")
 
 
 def load_matching_model(

@@ -48,6 +48,7 @@ class UpdateSettings:
         sampling_batch_size: captions drawn and judged at once; None = the whole batch.
         micro_batch_size: captions in one forward and backward pass; None = the whole batch. Changes no result.
         on_non_finite_reward: `raise`, or `skip` such captions and go on.
+        on_non_finite_loss: `raise`, or `skip` such a batch, naming its clips; ten in a row end the run all the same.
     """
 
     policy_objective: Objective = "prob"
@@ -62,6 +63,7 @@ class UpdateSettings:
     sampling_batch_size: int | None = None
     micro_batch_size: int | None = None
     on_non_finite_reward: Literal["raise", "skip"] = "raise"
+    on_non_finite_loss: Literal["raise", "skip"] = "raise"
 
 
 @dataclass

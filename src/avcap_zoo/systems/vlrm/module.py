@@ -19,13 +19,13 @@ from avcap_zoo.backbones.language import GenerationSettings
 from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.errors import ConfigError, NonFiniteLossError
 from avcap_zoo.ops.returns import explained_variance, whiten
-from avcap_zoo.systems.base import CHECKPOINT_KEY, OptimizerSettings, Requirements
+from avcap_zoo.systems.base import CHECKPOINT_KEY, MOST_SKIPPED, OptimizerSettings, Requirements, StepWork
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings, Stage
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
 from avcap_zoo.systems.vlrm.evaluation import RecallJudge, RecallSettings, fluency, wording
 from avcap_zoo.systems.vlrm.model import PolicyPass, Rollout, UpdateSettings, VLRMModel
-from avcap_zoo.systems.vlrm.rewards import RewardSettings, make_reward
+from avcap_zoo.systems.vlrm.rewards import RewardSettings, all_options, make_reward
 from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
 
 _RARE = 0.01
@@ -151,6 +151,23 @@ class VLRM(CaptionSystem):
                 self.captioner, self.sampling, self.value_head, self.rewards, self.update, self.generation
             )
 
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, with the options of the rewards that were left at their defaults."""
+        rewards = {name: {**asdict(term), "options": all_options(term)} for name, term in self.rewards.items()}
+        return self.init_args | {"rewards": rewards}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Each caption goes through the language model to be drawn, for the reference, the value and the policy."""
+        blip = self.model.captioner.blip.config
+        vision = blip.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2 + 1
+        queries, drawn = self.model.captioner.num_queries, self.sampling.max_new_tokens
+        positions: dict[str, float] = {"captioner.blip.vision_model": patches, "captioner.blip.qformer": 3 * queries}
+        positions["captioner.blip.language_model"] = 3 * (queries + drawn) + drawn
+        positions["value_head"] = drawn
+        positions |= {f"rewards.{name}": patches + drawn for name, _ in self.model.reward_items()}
+        return StepWork(positions, ("captioner.blip.language_model",), self.update.micro_batch_size)
+
     def setup(self, stage: str) -> None:
         """Check data, strategy and precision.
 
@@ -197,13 +214,15 @@ class VLRM(CaptionSystem):
             policy = self.model.policy_pass(rollout, whitened, counts, self.manual_backward)
         losses = {"value": self._total(value_loss), "policy": self._total(policy.loss)}
         norms = self._step(losses, batch)
+        if norms is None:
+            return
         self._log_step(rollout, values, policy, losses, norms, counts)
         every = self.monitor.every_n_steps
         if every and self.global_step % every == 0 and self.trainer.is_global_zero:
             self._log_table()
 
-    def _step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Sum and clip the gradients and step; returns the norms before clipping."""
+    def _step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor] | None:
+        """Sum and clip the gradients and step; returns the norms before clipping, or None if the batch is skipped."""
         parts = {"policy": self.model.policy_parameters(), "value": self.model.value_parameters()}
         norms = {name: self._sum_gradients(parameters) for name, parameters in parts.items()}
         broken = [f"loss_{name} {float(value):g}" for name, value in losses.items() if not value.isfinite()]
@@ -214,10 +233,16 @@ class VLRM(CaptionSystem):
             for optimizer in optimizers:
                 optimizer.zero_grad()
             ids = ", ".join(batch.clip_ids[:_NAMED_IDS]) + (", ..." if len(batch) > _NAMED_IDS else "")
-            raise NonFiniteLossError(
-                f"not finite at step {self.global_step}: {', '.join(broken)} on clips {ids}; the weights are those of "
-                f"the step before. Lower model.init_args.policy_optimizer.lr or look at these clips"
-            )
+            found = f"not finite at step {self.global_step}: {', '.join(broken)} on clips {ids}"
+            self._skipped_in_a_row += 1
+            if self.update.on_non_finite_loss == "raise" or self._skipped_in_a_row > MOST_SKIPPED:
+                raise NonFiniteLossError(
+                    f"{found}; the weights are those of the step before. "
+                    f"Lower model.init_args.policy_optimizer.lr or look at these clips"
+                )
+            warnings.warn(f"{found}; the batch is skipped", stacklevel=1)
+            return None
+        self._skipped_in_a_row = 0
         threshold = self.update.gradient_clip_val
         for parameters in parts.values():
             if threshold and self.update.gradient_clip == "norm":

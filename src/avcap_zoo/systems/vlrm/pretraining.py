@@ -20,16 +20,17 @@ from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_image
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.metrics.contrast import ContrastModel
-from avcap_zoo.systems.base import OptimizerSettings, Requirements, System, plain
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork, System, plain
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
 from avcap_zoo.systems.vlrm.captioner import load_tokenizer as load_captioner_tokenizer
 from avcap_zoo.systems.vlrm.matcher import (
     LAVIS_NORM_EPS,
     clean_caption,
-    encode_texts,
     load_matching_model,
     load_tokenizer,
-    pair_logits,
+    pad_rows,
+    pair_states,
+    token_rows,
 )
 from avcap_zoo.systems.vlrm.model import middle_frames
 
@@ -140,14 +141,15 @@ class BLIP2(nn.Module):
 class BLIP2Pretraining(_PicturePretraining):
     """Trains a BLIP-2 to caption pictures, its language model also on captions alone; and saves it.
 
-    The published model learnt to caption from short captions, but its language model had read everything. So here:
-    `style` chooses the captions that go with pictures, all captions are read as text.
+    The published model learnt to caption from short captions, but for the few long ones that a web corpus has, and its
+    language model had read everything. So here: pictures go with short captions, but for a small share of long ones,
+    without which no long one would ever be drawn; and all captions are read as text.
 
     Args:
         captioner: source None and a config.
         save_to: folder of the result.
         optimizer: learning rate and schedule.
-        style: `terse` leaves out the longest caption of each clip, `detailed` takes that alone.
+        detailed_share: share of the pictures that go with their longest caption; the others with a shorter one.
         text_weight: of the loss of captions alone.
         label_smoothing: keeps other words possible, so that there is something to be drawn from.
         words_steps: the first steps only name words; see `BLIP2.words_loss`.
@@ -160,21 +162,21 @@ class BLIP2Pretraining(_PicturePretraining):
         captioner: CaptionerSettings,
         save_to: str,
         optimizer: OptimizerSettings,
-        style: Style = "terse",
+        detailed_share: float = 0.0,
         text_weight: float = 0.5,
         label_smoothing: float = 0.1,
         words_steps: int = 0,
     ) -> None:
         arguments = {
             "captioner": captioner,
-            "style": style,
+            "detailed_share": detailed_share,
             "text_weight": text_weight,
             "label_smoothing": label_smoothing,
             "words_steps": words_steps,
         }
         super().__init__(save_to, optimizer, arguments)
         self.captioner = captioner
-        self.style: Style = style
+        self.detailed_share = detailed_share
         self.text_weight = text_weight
         self.label_smoothing = label_smoothing
         self.words_steps = words_steps
@@ -184,11 +186,21 @@ class BLIP2Pretraining(_PicturePretraining):
         if not hasattr(self, "model"):
             self.model = BLIP2(self.captioner)
 
+    def step_work(self, num_frames: int) -> StepWork:
+        """Picture, queries, and a caption behind them."""
+        queries = self.model.blip.query_tokens.shape[1]
+        vision = self.model.blip.vision_model.embeddings.num_positions
+        return StepWork(
+            {"blip.vision_model": vision, "blip.qformer": queries, "blip.language_model": queries + TEXT_TOKENS}
+        )
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
         if self.global_step < self.words_steps:
             return {"words": self.model.words_loss(middle_frames(batch), batch.captions)}
-        captions = draw_captions(batch, self.style)
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        drawn = (torch.rand(len(batch)) < self.detailed_share).tolist()
+        captions = [whole if is_long else part for whole, part, is_long in zip(long, short, drawn, strict=True)]
         texts = draw_captions(batch, "all")
         captioning = self.model(middle_frames(batch), captions, self.label_smoothing)
         return {"captioning": captioning, "text": self.text_weight * self.model(None, texts)}
@@ -212,7 +224,8 @@ class MatchingModel(nn.Module):
         super().__init__()
         settings = CaptionerSettings(source=captioner)
         self.tokenizer = load_tokenizer(captioner, "model.init_args.captioner")
-        tower = load_blip(settings, self.tokenizer).vision_model
+        blip = load_blip(settings, self.tokenizer)
+        tower = blip.vision_model
         config = {
             "vision_config": tower.config.to_dict(),
             "qformer_config": qformer,
@@ -221,9 +234,16 @@ class MatchingModel(nn.Module):
         }
         self.matcher = load_matching_model(None, config, None, len(self.tokenizer), "model.init_args.qformer")
         self.matcher.vision_model.load_state_dict(tower.state_dict())
+        # The published captioner's Q-Former was first a matching one; here it is the other way round.
+        fitting = {name: tensor.shape for name, tensor in self.matcher.qformer.state_dict().items()}
+        known = {n: t for n, t in blip.qformer.state_dict().items() if fitting.get(n) == t.shape}
+        self.matcher.qformer.load_state_dict(known, strict=False)
+        if self.matcher.query_tokens.shape == blip.query_tokens.shape:
+            self.matcher.query_tokens.data.copy_(blip.query_tokens)
         self.matcher.vision_model.requires_grad_(False)
         norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
         norm.eps = LAVIS_NORM_EPS
+        self.token_head = nn.Linear(self.matcher.config.qformer_config.hidden_size, 1)
         self.max_length = max_length
         self.self_made = ["matcher"]
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
@@ -231,26 +251,38 @@ class MatchingModel(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def forward(self, images: Tensor, texts: Sequence[str], rows: Sequence[int]) -> Tensor:
-        """(N, 2) logits of texts with pictures; index 1 = match.
+    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as the matcher reads it."""
+        return token_rows(self.tokenizer, [clean_caption(text) for text in texts], self.max_length)
+
+    def forward(self, images: Tensor, rows: Sequence[Sequence[int]], pictures: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits of texts with pictures.
 
         Args:
             images: (B, 3, H, W) uint8.
-            texts: N captions.
-            rows: which picture each of them is held against.
+            rows: token ids of N texts.
+            pictures: which picture each of them is held against.
+
+        Returns:
+            (N, 2), index 1 = match; and (N, L), of each token between the ends: is it true of the picture?
         """
         side = self.matcher.config.vision_config.image_size
         pixels = normalise_images(images, side, self.mean, self.std)
         tokens = self.matcher.vision_model(pixel_values=pixels).last_hidden_state
-        ids, mask = encode_texts(self.tokenizer, [clean_caption(t) for t in texts], self.max_length, images.device)
-        return pair_logits(self.matcher, tokens[list(rows)], ids, mask).mean(dim=1)
+        ids, mask = pad_rows(self.tokenizer, rows, images.device)
+        states = pair_states(self.matcher, tokens[list(pictures)], ids, mask)
+        num_queries = self.matcher.query_tokens.shape[1]
+        logits = self.matcher.itm_head(states[:, :num_queries]).mean(dim=1)
+        return logits, self.token_head(states[:, num_queries + 1 : -1]).squeeze(-1)
 
 
 class MatchingPretraining(_PicturePretraining):
     """Trains BLIP-2's matching head on a captioner's frozen image tower, and saves it.
 
-    Each picture is held against a caption of its own, one of another picture, and, of the batch's captions of others,
-    the one that shares the most words with its own.
+    It learns what a picture's longest caption tells. Each picture is held against that caption, which matches; another
+    of its own, which matches by the share of the longest one's words that it holds; and both of these with some words
+    that stand in the same places in captions of other pictures, which do not match. Which words these are is learnt
+    beside it: one yes or no a caption teaches little.
 
     Args:
         captioner: folder or hub id of the BLIP-2 that is to be judged.
@@ -259,7 +291,6 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: learning rate and schedule.
         num_queries: query tokens.
         max_length: longest text in tokens.
-        style: captions learnt from; see `BLIP2Pretraining`.
     """
 
     model: MatchingModel
@@ -272,23 +303,21 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: OptimizerSettings,
         num_queries: int = 8,
         max_length: int = 48,
-        style: Style = "all",
     ) -> None:
-        arguments = {
-            "captioner": captioner,
-            "qformer": qformer,
-            "num_queries": num_queries,
-            "max_length": max_length,
-            "style": style,
-        }
+        arguments = {"captioner": captioner, "qformer": qformer, "num_queries": num_queries, "max_length": max_length}
         super().__init__(save_to, optimizer, arguments)
         self.arguments = (captioner, qformer, num_queries, max_length)
-        self.style: Style = style
 
     def configure_model(self) -> None:
         """Build the model once."""
         if not hasattr(self, "model"):
             self.model = MatchingModel(*self.arguments)
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """The picture once; queries and caption for the match and for its opposite."""
+        queries = self.model.matcher.query_tokens.shape[1]
+        vision = self.model.matcher.vision_model.embeddings.num_positions
+        return StepWork({"matcher.vision_model": vision, "matcher.qformer": 2 * (queries + TEXT_TOKENS)})
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of match or no match.
@@ -298,15 +327,19 @@ class MatchingPretraining(_PicturePretraining):
         """
         if len(batch) < 2:
             raise ConfigError(f"a matching batch needs two clips, {batch.clip_ids[0]} is alone: set drop_last: true")
-        captions = draw_captions(batch, self.style)
-        count = len(captions)
-        shift = 1 + int(torch.randint(count - 1, ()))
-        others = [captions[(row + shift) % count] for row in range(count)]
-        texts = [*captions, *others, *nearest_captions(captions)]
-        logits = self.model(middle_frames(batch), texts, [*range(count)] * 3)
-        matches = torch.zeros(3 * count, dtype=torch.long, device=logits.device)
-        matches[:count] = 1
-        return {"matching": F.cross_entropy(logits.float(), matches, weight=logits.new_tensor([0.5, 1.0]).float())}
+        count = len(batch)
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        right = [*self.model.token_rows(long), *self.model.token_rows(short)]
+        wrong, truths = zip(*(with_wrong_tokens(row, right) for row in right), strict=True)
+        logits, of_tokens = self.model(middle_frames(batch), [*right, *wrong], [*range(count)] * 4)
+        told = [told_share(caption, whole) for caption, whole in zip(short, long, strict=True)]
+        matches = logits.new_tensor([*[1.0] * count, *told, *[0.0] * 2 * count])
+        truth = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in truths], True, torch.nan).to(logits)
+        known = truth.isfinite()
+        return {
+            "matching": F.cross_entropy(logits.float(), torch.stack([1 - matches, matches], dim=1).float()),
+            "tokens": F.binary_cross_entropy_with_logits(of_tokens[2 * count :, : known.shape[1]][known], truth[known]),
+        }
 
     def save(self, target: Path) -> None:
         """Write model and tokenizer in transformers format."""
@@ -339,6 +372,11 @@ class ContrastPretraining(_PicturePretraining):
         if not hasattr(self, "model"):
             self.model = ContrastModel("", None, self.config, "float32", "model.init_args")
             self.model.requires_grad_(True)
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Picture and caption."""
+        clip = self.model.clip
+        return StepWork({"clip.visual": len(clip.visual.positional_embedding), "clip.transformer": clip.context_length})
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of finding each picture's own caption in the batch, and each caption's own picture."""
@@ -374,18 +412,31 @@ def draw_captions(batch: Batch, style: Style) -> list[str]:
     return drawn
 
 
-def nearest_captions(captions: Sequence[str]) -> list[str]:
-    """For each of two or more captions, another one that shares as large a part of its words as any.
+def with_wrong_tokens(row: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
+    """A text with some of its tokens exchanged for those that another text of its length has in the same places.
 
-    A caption in the same words counts as another only if there is no third.
+    Args:
+        row: token ids.
+        others: token ids of texts; one of those that are as long as `row` and differ from it is drawn. If there is
+            none, all tokens of `row` are exchanged for those of any text.
+
+    Returns:
+        The new token ids, and for each of them 1 = right, 0 = exchanged, NaN = both texts agree.
     """
-    words = [frozenset(clean_caption(caption).split()) for caption in captions]
-    index = {word: column for column, word in enumerate(sorted(frozenset().union(*words)))}
-    counts = torch.zeros(len(captions), len(index))
-    for row, own in enumerate(words):
-        counts[row, [index[word] for word in own]] = 1
-    shared = counts @ counts.T
-    sizes = counts.sum(dim=1)
-    shares = shared / (sizes[:, None] + sizes - shared).clamp_min(1)
-    shares = shares.masked_fill(shares == 1, -1).fill_diagonal_(-2)
-    return [captions[column] for column in shares.argmax(dim=1).tolist()]
+    alike = [other for other in others if len(other) == len(row) and other != row]
+    if not alike:
+        other = others[int(torch.randint(len(others), ()))]
+        return list(other), [0.0] * len(other)
+    other = alike[int(torch.randint(len(alike), ()))]
+    differs = torch.tensor(row) != torch.tensor(other)
+    exchanged = differs & (torch.rand(len(row)) < torch.rand(()))
+    if not exchanged.any():
+        exchanged[differs.nonzero()[int(torch.randint(int(differs.sum()), ()))]] = True
+    changed = torch.where(exchanged, torch.tensor(other), torch.tensor(row))
+    return changed.tolist(), (~exchanged).float().masked_fill(~differs, torch.nan).tolist()
+
+
+def told_share(caption: str, whole: str) -> float:
+    """Share of the distinct words of `whole` that a caption holds, too."""
+    wanted = frozenset(clean_caption(whole).split())
+    return len(wanted & frozenset(clean_caption(caption).split())) / max(1, len(wanted))

@@ -418,6 +418,13 @@ def make_reward(name: str, settings: RewardSettings) -> Reward:
         raise ConfigError(f"{key}.options: {error}; {kind.__name__} takes {known}") from error
 
 
+def all_options(settings: RewardSettings) -> dict[str, Any]:
+    """The options of a term, with those that were not given at their defaults."""
+    kind = REWARDS.get(settings.kind) or _by_class_path(settings.kind, "model.init_args.rewards")
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | settings.options
+
+
 def _by_class_path(path: str, key: str) -> type[Reward]:
     module, _, name = path.rpartition(".")
     if not module:

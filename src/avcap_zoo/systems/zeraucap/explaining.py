@@ -1,4 +1,4 @@
-"""How a caption came about: its keywords, and the candidates of each step, for a terminal and as a page."""
+"""How a caption came about: its keywords, and the candidates of each step, for a terminal, as a page and drawn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from avcap_zoo.decoding.guided import TraceStep
 from avcap_zoo.systems.captions import Explanation
 from avcap_zoo.systems.zeraucap.model import GuidedCaption
+from avcap_zoo.systems.zeraucap.step_picture import ShownCandidate, draw_steps
 
 NUM_SHOWN = 5
 _COLUMNS = ("step", "", "candidate", "LM probability", "similarity", "score")
@@ -51,16 +55,17 @@ def explain_caption(clip: GuidedCaption, tokenizer: Any) -> Explanation:
         tokenizer: of the language model.
 
     Returns:
-        `text`: keywords, prompt and a table of the best candidates of each step. `page`: the same as HTML.
+        `text`: keywords, prompt and a table of the best candidates of each step. `page`: the same as HTML. `picture`:
+        the candidates as bars; None where nothing was written.
     """
-    rows = [
-        row for number, step in enumerate(clip.text.trace or [], 1) for row in candidate_rows(number, step, tokenizer)
-    ]
+    steps = [list(candidate_rows(number, step, tokenizer)) for number, step in enumerate(clip.text.trace or [], 1)]
+    rows = [row for step in steps for row in step]
     named = list(zip(clip.keywords, clip.similarities, strict=True))
     reason = "end token" if clip.text.stop == "end_token" else "decoding_length reached"
     return Explanation(
         clip.clip_id,
         clip.caption,
+        picture=_picture(clip, steps) if steps else None,
         text="\n".join(
             [
                 f"caption   {clip.caption}",
@@ -104,6 +109,12 @@ def _table_lines(rows: list[CandidateRow]) -> list[str]:
         cells += [value.rjust(width) for value, width in zip(values, widths[3:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def _picture(clip: GuidedCaption, steps: list[list[CandidateRow]]) -> NDArray[np.uint8]:
+    named = f"keywords: {', '.join(clip.keywords)}" if clip.keywords else ""
+    shown = [[ShownCandidate(row.token, row.score, row.chosen) for row in step] for step in steps]
+    return draw_steps(clip.caption, named, shown)
 
 
 def _page(clip: GuidedCaption, named: list[tuple[str, float]], rows: list[CandidateRow], reason: str) -> str:

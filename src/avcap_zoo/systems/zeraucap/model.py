@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,11 @@ class AudioTextSettings:
     checkpoint: str | None = None
     wavcaps: WavCapsSettings = field(default_factory=WavCapsSettings)
     clap: CLAPSettings = field(default_factory=CLAPSettings)
+
+    def in_use(self) -> dict[str, Any]:
+        """The settings of this kind, without those of the other."""
+        unused = {"wavcaps", "checkpoint"} if self.kind == "clap" else {"clap"}
+        return {key: value for key, value in asdict(self).items() if key not in unused}
 
     @property
     def sample_rate_hz(self) -> int:

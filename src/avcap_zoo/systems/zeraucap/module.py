@@ -10,7 +10,7 @@ from avcap_zoo.backbones.audio_text import CropSettings
 from avcap_zoo.batch import Batch
 from avcap_zoo.decoding.guided import GuidedSettings
 from avcap_zoo.errors import ConfigError, WeightsError
-from avcap_zoo.systems.base import OptimizerSettings, Requirements
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.zeraucap.explaining import explain_caption
 from avcap_zoo.systems.zeraucap.model import AudioTextSettings, FrozenLanguageSettings, KeywordSettings, ZerAuCapModel
@@ -81,6 +81,15 @@ class ZerAuCap(CaptionSystem):
         if stage == "fit":
             raise ConfigError("ZerAuCap is not trained: use test (scores) or predict (captions) with the same -c")
         super().setup(stage)
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, without the other kind of audio-text model."""
+        return self.init_args | {"audio_text": self.audio_text.in_use()}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """A caption: the text once through the language model, the candidates of each token through the judge."""
+        judged = self.guided.num_candidates * TEXT_TOKENS // 2 * TEXT_TOKENS
+        return StepWork({"language": TEXT_TOKENS, "audio_text": judged})
 
     def configure_model(self) -> None:
         """Build the model once, on the device that Lightning has set.

@@ -21,7 +21,7 @@ from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
 from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.systems.base import OptimizerSettings, Requirements, System
+from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork, System
 from avcap_zoo.systems.zeraucap.keywords import check_num_keywords, read_keywords
 from avcap_zoo.systems.zeraucap.model import AudioTextSettings
 from avcap_zoo.systems.zeraucap.prompts import KeywordPromptSettings, build_prompt
@@ -79,6 +79,16 @@ class CLAPPretraining(System):
         """Build the model once."""
         if not hasattr(self, "model"):
             self.model = CLAP(self.audio_text.clap)
+
+    def settings_in_use(self) -> dict[str, Any]:
+        """As in the base, without the other kind of audio-text model."""
+        return self.init_args | {"audio_text": self.audio_text.in_use()}
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """Patches of the picture of the sound, and a caption."""
+        audio = self.model.model.config.audio_config
+        patches = (audio.spec_size // audio.patch_size) ** 2
+        return StepWork({"model.audio_model": patches, "model.text_model": TEXT_TOKENS})
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Symmetric contrastive loss of the clips and their texts."""
@@ -181,6 +191,10 @@ class LanguagePretraining(System):
         """Build the model once."""
         if not hasattr(self, "model"):
             self.model = CausalLanguageModel(self.language)
+
+    def step_work(self, num_frames: int) -> StepWork:
+        """A text."""
+        return StepWork({"model": TEXT_TOKENS})
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Next-token loss over whole texts, prompts included."""

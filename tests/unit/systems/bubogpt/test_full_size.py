@@ -73,6 +73,12 @@ def test_stage_1_trains_what_the_released_code_trains_but_its_unused_text_branch
     assert num_trained(system) + text_branch() == 183_558_202
 
 
+def test_stage_1_as_released_trains_the_published_number_of_parameters() -> None:
+    system = build("bubogpt_stage1", "stage1_released")
+    assert num_trained(system) == 183_558_202
+    assert not any("text_branch" in name for name in system.checkpoint_names())
+
+
 def test_stage_2_trains_both_projections() -> None:
     assert num_trained(build("bubogpt_stage2")) == 2 * PROJECTION == 6_299_648
 

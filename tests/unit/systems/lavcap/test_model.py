@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -135,7 +137,7 @@ def test_the_end_is_learned_and_padding_and_prompts_are_not(monkeypatch: pytest.
     texts: list[PrefixedText] = []
     loss_of = built.language.loss
 
-    def remember(text: PrefixedText, **options: float) -> Tensor:
+    def remember(text: PrefixedText, **options: Any) -> Tensor:
         texts.append(text)
         return loss_of(text, **options)
 

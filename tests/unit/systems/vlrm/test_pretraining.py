@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from pathlib import Path
 
+import pytest
+import torch
+
+from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
-from avcap_zoo.systems.vlrm.pretraining import draw_captions, nearest_captions
+from avcap_zoo.systems.base import OptimizerSettings
+from avcap_zoo.systems.vlrm.pretraining import (
+    BLIP2,
+    MatchingPretraining,
+    draw_captions,
+    told_share,
+    with_wrong_tokens,
+)
+from tests.unit.systems.vlrm import toy
 
 
 def test_captions_of_a_style() -> None:
@@ -19,7 +32,46 @@ def test_captions_of_a_style() -> None:
         draw_captions(Batch(["a"], [[]], [""]), "all")
 
 
-def test_the_nearest_caption_shares_most_words() -> None:
-    captions = ["a red dog", "a red car", "two birds sing", "a red dog.", "a blue dog and a bird"]
-    assert nearest_captions(captions)[0] == "a red car"
-    assert nearest_captions(["a dog", "a dog"]) == ["a dog", "a dog"]
+def test_some_tokens_are_exchanged_with_a_text_of_the_same_length() -> None:
+    row, others = [1, 2, 3, 4], [[1, 2, 3, 4], [1, 5, 3, 6], [7, 8]]
+    seen = set()
+    for _ in range(60):
+        changed, truth = with_wrong_tokens(row, others)
+        seen.add(tuple(changed))
+        assert [math.isnan(value) for value in truth] == [True, False, True, False]
+        assert [truth[place] for place in (1, 3)] == [float(changed[place] == row[place]) for place in (1, 3)]
+    assert seen == {(1, 5, 3, 4), (1, 2, 3, 6), (1, 5, 3, 6)}
+
+
+def test_a_text_of_a_length_of_its_own_is_replaced() -> None:
+    assert with_wrong_tokens([1, 2, 3], [[7, 8]]) == ([7, 8], [0, 0])
+
+
+def test_how_much_a_caption_tells() -> None:
+    whole = "A red dog at the left."
+    assert told_share(whole, whole) == 1
+    assert told_share("a dog", whole) == pytest.approx(2 / 6)
+    assert told_share("two birds", whole) == 0
+    assert told_share("", "") == 0
+
+
+def test_the_matching_model_begins_with_what_the_captioner_sees_and_learns_on_its_tower(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captioner = BLIP2(toy.parts()["captioner"])
+    save_parts(tmp_path, captioner.blip, captioner.tokenizer)
+    system = MatchingPretraining(str(tmp_path), toy.QFORMER, str(tmp_path / "itm"), OptimizerSettings(), 3, 16)
+    system.configure_model()
+    matcher = system.model.matcher
+    learnt = captioner.blip.qformer.state_dict()
+    for name, tensor in learnt.items():
+        assert torch.equal(matcher.qformer.state_dict()[name], tensor), name
+    assert len(matcher.qformer.state_dict()) > len(learnt)  # it reads text, too
+    assert torch.equal(matcher.query_tokens, captioner.blip.query_tokens)
+    batch = toy.batch(4)
+    batch.captions = [["a red ball", f"a red ball at the {place}"] for place in ("top", "left", "right", "bottom")]
+    losses = system.training_loss(batch)
+    assert set(losses) == {"matching", "tokens"}
+    torch.stack([*losses.values()]).sum().backward()
+    for part in (matcher.qformer, matcher.itm_head, system.model.token_head, matcher.vision_model.post_layernorm):
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
+    assert all(parameter.grad is None for parameter in matcher.vision_model.encoder.parameters())

@@ -1,0 +1,59 @@
+"""`torch.compile` of what is not trained, on request."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from avcap_zoo.errors import ConfigError
+
+
+class CompileFrozenParts(Callback):
+    """Compiles the parts of a model in which nothing is trained, such as CLIP's tower; their names stay as they are.
+
+    Args:
+        backend: of torch.compile.
+        dynamic: one graph for all shapes, or one for each; None = torch finds out.
+    """
+
+    def __init__(self, backend: str = "inductor", dynamic: bool | None = None) -> None:
+        self.backend = backend
+        self.dynamic = dynamic
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile before the first step."""
+        self._compile(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile, if a fit has not."""
+        self._compile(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile before the first batch."""
+        self._compile(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile before the first batch."""
+        self._compile(pl_module)
+
+    def _compile(self, module: LightningModule) -> None:
+        model: nn.Module = module.model  # type: ignore[assignment]
+        parts = frozen_parts(model)
+        if not parts:
+            raise ConfigError(f"CompileFrozenParts finds nothing frozen in {type(module).__name__}: leave it out")
+        fresh = {name: part for name, part in parts.items() if part._compiled_call_impl is None}
+        for part in fresh.values():
+            part.compile(backend=self.backend, dynamic=self.dynamic)
+        if fresh:
+            rank_zero_info(f"compiled with {self.backend}: {', '.join(fresh)}")
+
+
+def frozen_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a model, by name, that have weights and train none of them."""
+    parts = {}
+    for name, part in model.named_children():
+        weights = list(part.parameters())
+        if weights and type(part).forward is not nn.Module.forward and not any(p.requires_grad for p in weights):
+            parts[name] = part
+    return parts

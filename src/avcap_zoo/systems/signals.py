@@ -1,0 +1,122 @@
+"""Runs that are told to end, or to save, by a signal: nothing of them is lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from avcap_zoo.batch import run_folder
+from avcap_zoo.systems.base import rng_states, set_rng_states
+
+CHECKPOINT_NAME = "on_signal.ckpt"
+# SIGUSR1 first: where both are sent, the second ends the run.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGTERM") if hasattr(signal, name))
+
+
+class SaveOnSignal(Checkpoint):
+    """Saves `on_signal.ckpt` on SIGTERM and SIGUSR1, beside the other checkpoints.
+
+    A signal that comes in the midst of a training step or of a validation batch is held back until that is done, on
+    all processes of the run whichever of them got it. Then the checkpoint is written and the signal handed on to
+    whoever had it before: on SIGTERM Lightning ends the run; on SIGUSR1 it requeues the job under SLURM, and elsewhere
+    the run goes on. A run that goes on from the checkpoint is bitwise the one that was not stopped; a validation that
+    was under way is done again from its start.
+
+    Attributes:
+        path: the checkpoint written last, or None.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self._noted: set[int] = set()
+        self._earlier: dict[int, Any] = {}
+        self._stopping = False
+        self._in_validation = False
+        self._rng_before_validation: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, which has set its own handlers by now."""
+        self._noted.clear()
+        self._stopping = False
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Obey what came during the step."""
+        self._obey(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the random states that a repeated validation begins with."""
+        self._rng_before_validation = rng_states()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Obey what came during the batch."""
+        self._in_validation = True
+        self._obey(trainer)
+        self._in_validation = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Obey what came while scores were computed."""
+        self._obey(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """In the midst of a validation: put down that its first batch is under way, so that it begins again."""
+        if not self._in_validation:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        before = progress["total"]["completed"] - progress["current"]["completed"]
+        for part, done in (("total", before), ("current", 0)):
+            progress[part] |= {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+        progress["is_last_batch"] = False
+
+    def _note(self, number: int, _: Any) -> None:
+        self._noted.add(number)
+
+    def _obey(self, trainer: Trainer) -> None:
+        """Save and hand on the signals that any process has noted; once the run is ending, save what has come since."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if not trainer.strategy.reduce_boolean_decision(bool(self._noted) or self._stopping, all=False):
+            return
+        self._save(trainer)
+        for number in _SIGNALS:
+            if trainer.strategy.reduce_boolean_decision(number in self._noted, all=False):
+                self._noted.discard(number)
+                rank_zero_info(f"{signal.Signals(number).name}: saved {self.path}")
+                self._stopping |= number == signal.SIGTERM
+                earlier: Callable[[int, Any], Any] | Any = self._earlier[number]
+                if callable(earlier):
+                    earlier(number, None)
+
+    def _save(self, trainer: Trainer) -> None:
+        folders = (c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+        folder = next((folder for folder in folders if folder), None) or run_folder(trainer) / "checkpoints"
+        self.path = Path(folder) / CHECKPOINT_NAME
+        now = rng_states()
+        if self._in_validation:
+            set_rng_states(self._rng_before_validation)
+        trainer.save_checkpoint(self.path)
+        set_rng_states(now)

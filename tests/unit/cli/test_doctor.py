@@ -1,0 +1,235 @@
+"""`avcap doctor`: what it finds in configurations that cannot run, and in those that can."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from avcap_zoo.cli.config_checks import config_findings, grounding_findings
+from avcap_zoo.cli.findings import Finding, show
+from avcap_zoo.cli.machine_checks import check_disk, check_pair, check_python, check_script, machine_findings
+from avcap_zoo.cli.main import avcap
+from avcap_zoo.cli.usage import CommandLineError
+from tests.house import tree
+from tests.unit.cli.running import call
+
+TINY = "configs/tiny/lavcap.yaml"
+
+
+@pytest.fixture(autouse=True)
+def in_the_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The configurations name files from the root of the tree, where no weights lie."""
+    monkeypatch.chdir(tree.ROOT)
+    monkeypatch.setenv("AVCAP_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def problems(found: list[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in found if finding.state == "PROBLEM"}
+
+
+def by_name(found: list[Finding]) -> dict[str, Finding]:
+    return {finding.what: finding for finding in found}
+
+
+# -- this machine -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pair", "state", "said"),
+    [
+        (("2.12.1+cu130", "0.27.1"), "ok", "torch 2.12.1+cu130, torchvision 0.27.1"),
+        (("2.6.0", "0.21.0+cpu"), "ok", "torchvision 0.21.0"),
+        (("2.12.1", "0.26.0"), "PROBLEM", "this torch goes with torchvision 0.27"),
+        (("2.12.1", "0.2.7"), "PROBLEM", "this torch goes with torchvision 0.27"),
+        (("2.12.1", ""), "PROBLEM", "torchvision not installed"),
+        (("2.12.1+cu130", "0.27.1+cpu"), "PROBLEM", "builds for cu130 and cpu"),
+        (("2.5.1", "0.20.1"), "PROBLEM", "wanted torch 2.6 or newer"),
+        (("1.13.1", "0.14.1"), "PROBLEM", "wanted torch 2.6 or newer"),
+    ],
+)
+def test_torch_and_torchvision_of_one_release(pair: tuple[str, str], state: str, said: str) -> None:
+    found = check_pair(*pair)
+    assert found.state == state
+    assert said in found.text
+    assert bool(found.remedy) == (state == "PROBLEM")
+
+
+def test_a_wrong_torchvision_is_mended_by_one_command() -> None:
+    assert check_pair("2.12.1", "0.26.0").remedy == "pip install torch==2.12.1 'torchvision==0.27.*'"
+
+
+def test_a_foreign_lightning_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "lightning"
+    script.write_text("#!/usr/bin/python\nfrom lightning_sdk.cli.entrypoint import main_cli\n")
+    found = check_script(str(script))
+    assert found.state == "note"
+    assert f"{script} is another package's" in found.text
+    assert found.remedy == "pip install --force-reinstall --no-deps avcap-zoo"
+    script.write_text("#!/usr/bin/python\nfrom avcap_zoo.cli.main import lightning\n")
+    assert check_script(str(script)) == Finding("ok", "lightning", str(script))
+    assert check_script(None).state == "note"
+    assert "cannot be read" in check_script(str(tmp_path / "gone")).text
+
+
+def test_pythons() -> None:
+    assert [check_python(version).state for version in ((3, 9), (3, 10), (3, 13), (3, 14))] == [
+        "PROBLEM",
+        "ok",
+        "ok",
+        "PROBLEM",
+    ]
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_disk(tmp_path).what == "disk"
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**12, 10**12, 5 * 10**8))
+    assert check_disk(tmp_path).state == "PROBLEM"
+
+
+def test_this_machine_is_described() -> None:
+    found = by_name(machine_findings())
+    assert {"Python", "torch", "accelerator", "Java", "media", "lightning", "disk"} <= found.keys()
+    assert found["media"].state == "ok"
+    assert f"torch {torch.__version__}" in found["torch"].text
+    assert f"{sys.version_info[0]}.{sys.version_info[1]}" in found["Python"].text
+
+
+def test_lines_align_and_remedies_stand_below() -> None:
+    text = show("head", [Finding("ok", "a", "fine"), Finding("PROBLEM", "longer", "bad", "mend it")])
+    assert text.splitlines() == [
+        "head",
+        "  ok       a       fine",
+        "  PROBLEM  longer  bad",
+        "                   -> mend it",
+    ]
+
+
+# -- a configuration ----------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = call(capsys, avcap, ["doctor", "-c", TINY, "--data.init_args.root", str(tmp_path / "scenes")])
+    assert said.code == 0, said.out
+    assert "846,593 trained, 614,784 frozen" in said.out
+    assert "is generated by the run: train 2000, val 60, test 300 clips" in said.out
+    assert "a step takes at least" in said.out
+    assert said.out.endswith("\nthe configuration can run here\n")
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_an_unknown_key_is_refused_with_its_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("model:\n  init_args:\n    fusion:\n      epsilonn: 0.2\n")
+    said = call(capsys, avcap, ["doctor", "-c", TINY, "-c", str(wrong)])
+    assert said.code == 2
+    assert f"{wrong}:4" in said.err
+    assert "epsilonn" in said.err
+    assert "did you mean epsilon?" in said.err
+    assert "torchvision" in said.out  # what is to say of the machine is said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04 and then nothing", "cannot be read as weights (damaged, or more than tensors), it has 21 bytes"),
+        (b"<!doctype html>", "is no weight file, it begins with b'<!doctype html>'"),
+        (b"", "cannot be read as weights (truncated?), it has 0 bytes"),
+    ],
+)
+def test_an_unreadable_checkpoint(content: bytes, said: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes(content)
+    found = problems(config_findings(["-c", TINY, "--ckpt_path", str(checkpoint)]))
+    assert list(found) == ["ckpt_path"]
+    assert f"{checkpoint} {said}" in found["ckpt_path"].text
+
+
+def make_audiocaps(root: Path, *, official: int, present: int) -> None:
+    """Annotations of every split, and the sounds of the first clips."""
+    for split in ("train", "val", "test"):
+        (root / split / "waveforms").mkdir(parents=True)
+        with (root / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["audiocap_id", "youtube_id", "start_time", "caption"])
+            writer.writerows([n, f"{split}{n:07d}", 0, "a dog barks"] for n in range(official))
+        for n in range(present):
+            soundfile.write(root / split / "waveforms" / f"{split}{n:07d}.wav", torch.zeros(1600).numpy(), 16_000)
+
+
+def test_a_data_set_with_three_hundredths_of_its_clips(tmp_path: Path) -> None:
+    root = tmp_path / "data/audiocaps"
+    make_audiocaps(root, official=100, present=3)
+    arguments = ["-c", TINY, "-c", "configs/tiny/audio_only.yaml", "-c", "configs/data/audiocaps.yaml"]
+    arguments += ["--data.init_args.modalities", "[audio]"]
+    found = problems(config_findings(arguments))
+    assert list(found) == ["data"]
+    assert f"audiocaps train: only 3 of 100 official clips are in {root}" in found["data"].text
+    assert "min_present_share" in found["data"].text
+    assert not (root / "missing.csv").exists()
+    allowed = by_name(config_findings([*arguments, "--data.init_args.min_present_share", "0.01"]))["data"]
+    assert (allowed.state, allowed.text.startswith("audiocaps val: 3 of 100")) == ("note", True)
+
+
+def test_a_sample_rate_that_the_model_does_not_hear(tmp_path: Path) -> None:
+    found = problems(config_findings(["-c", TINY, "--data.init_args.sample_rate_hz", "8000"]))
+    assert found["model and data"].text == "LAVCap listens at 16000 Hz, data.init_args.sample_rate_hz is 8000"
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+
+    for kind in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", staticmethod(lambda: False))
+    found = problems(config_findings(["-c", TINY, "-c", "configs/device/gpu.yaml"]))
+    assert list(found) == ["accelerator"]
+    assert "use --trainer.accelerator cpu" in found["accelerator"].text
+
+
+# Trained parameters are those of the papers; the frozen ones were added up from the parts.
+FULL = {
+    "lavcap": ("7,639,041 trained, 7,127,687,552 frozen", 4),
+    "zeraucap": ("0 trained, 1,455,858,329 frozen", 4),
+    "bubogpt_stage1": ("102,413,824 trained, 6,823,863,296 frozen", 3),
+    "vlrm": ("387,671,041 trained, 3,823,238,146 frozen", 4),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_full_size_without_a_file(name: str) -> None:
+    found = config_findings(["-c", f"configs/{name}.yaml"])
+    counts, num_problems = FULL[name]
+    assert by_name(found)["parameters"].text == f"{counts}, counted without loading them"
+    assert len(problems(found)) == num_problems
+    assert all(finding.remedy for finding in problems(found).values())
+    assert "at least" in by_name(found)["time"].text
+    assert problems(found)["data"].text.startswith("data folder ")
+
+
+def test_what_the_toy_models_stand_on_is_made_by_a_command() -> None:
+    found = problems(config_findings(["-c", "configs/tiny/zeraucap.yaml"]))
+    assert [finding.remedy for finding in found.values()] == [
+        "make it: lightning fit -c configs/tiny/clap.yaml",
+        "make it: lightning fit -c configs/tiny/caption_language.yaml",
+    ]
+
+
+def test_the_stages_of_grounding() -> None:
+    found = problems(grounding_findings(["-c", "configs/bubogpt_ground.yaml"]))
+    assert found["detector.init_args.source"].remedy == "hf download IDEA-Research/grounding-dino-tiny"
+    assert "checkpoints/ram_swin_large_14m.pth" in found["tagger.init_args.weights"].remedy
+    assert problems(grounding_findings(["-c", "configs/tiny/bubogpt_ground.yaml"])) == {}
+
+
+def test_an_overlay_alone_is_refused() -> None:
+    with pytest.raises(CommandLineError, match="no earlier -c gives one"):
+        config_findings(["-c", "configs/tiny/audio_only.yaml"])
