@@ -30,7 +30,7 @@ from avcap_zoo.weights.fingerprint import fingerprint
 
 OWN_SYSTEMS = "avcap_zoo.systems."
 """Classes that a checkpoint may name by itself; others must be named by the user, because importing runs code."""
-_TRAINER_KEYS = ("seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
+_TRAINER_KEYS = ("environment", "seed_everything", "ckpt_path", "weights_only", "verbose", "return_predictions")
 _DECODING = ("sample_rate_hz", "num_frames", "image_size_px")
 
 
