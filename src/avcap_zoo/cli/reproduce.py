@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from avcap_zoo.tables.row_results import RowOutcome
     from avcap_zoo.tables.row_runs import RowRun
 
-FULL_SEEDS = 3
+FULL_SEEDS, TOY_SEEDS = 3, 1
 """Trainings of each row at full size. Of toy rows each table says how many, so that all take less than half an hour."""
 _MOST_PLACES = 8
 _TITLES = {"full": "Full size", "tiny": "Toy models"}
@@ -37,7 +37,7 @@ class ReproduceOptions:
         system: short name of one, or None for all.
         table: id of one, or None for all.
         track: one of the two, or None for both.
-        seeds: trainings per row, or None for `FULL_SEEDS` and what each table says of its toy rows.
+        seeds: trainings per row, or None for `FULL_SEEDS` and `TOY_SEEDS`.
         out: folder for everything.
     """
 
@@ -88,7 +88,7 @@ def parse_options(arguments: Sequence[str]) -> ReproduceOptions:
         "--seeds",
         type=int,
         metavar="N",
-        help=f"trainings of each row ({FULL_SEEDS} at full size, toy models fewer)",
+        help=f"trainings of each row ({FULL_SEEDS} at full size, {TOY_SEEDS} of toy models)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="folder (%(default)s)")
     parser.check_options(arguments)
@@ -174,7 +174,7 @@ def _plan_row(paper: Paper, table: PaperTable, row: PaperRow, track: Track, opti
     from avcap_zoo.tables.row_results import RowOutcome
     from avcap_zoo.tables.row_runs import merged, plan_row
 
-    seeds = options.seeds or (FULL_SEEDS if track == "full" else table.toy_seeds)
+    seeds = options.seeds or (FULL_SEEDS if track == "full" else TOY_SEEDS)
     if track == "tiny":
         return RowOutcome(row, tuple(plan_row(paper, table, row, track, out=options.out, seeds=seeds)))
     missing = what_is_missing(table, row)

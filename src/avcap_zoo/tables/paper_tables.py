@@ -102,7 +102,6 @@ class PaperTable:
         columns: of the paper's numbers, keys of `COLUMNS`.
         toy_columns: shown of the toy models; empty = the table has no toy counterpart.
         toy_note: what the toy models are.
-        toy_seeds: trainings of each toy row if the user names no number.
         needs_accelerator: whether a processor is too slow for full size.
         rows: in the paper's order.
     """
@@ -116,7 +115,6 @@ class PaperTable:
     columns: tuple[str, ...]
     toy_columns: tuple[str, ...]
     toy_note: str
-    toy_seeds: int
     needs_accelerator: bool
     rows: tuple[PaperRow, ...]
 
@@ -199,7 +197,6 @@ def _table(file: str, content: Any) -> PaperTable:
         "official_clips": None,
         "toy_columns": [],
         "toy_note": "",
-        "toy_seeds": 1,
         "needs_accelerator": False,
         "trained": False,
         "toy_trained": False,
@@ -214,7 +211,6 @@ def _table(file: str, content: Any) -> PaperTable:
         table_id=values["id"],
         rows=rows,
         **{key: values[key] for key in ("title", "source", "note", "test_set", "official_clips", "toy_note")},
-        toy_seeds=values["toy_seeds"],
         columns=tuple(values["columns"]),
         toy_columns=tuple(values["toy_columns"]),
         needs_accelerator=values["needs_accelerator"],
