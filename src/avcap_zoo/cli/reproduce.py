@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from avcap_zoo.tables.row_runs import RowRun
 
 FULL_SEEDS, TOY_SEEDS = 3, 1
-"""Trainings of each row at full size. Of toy rows each table says how many, so that all take less than half an hour."""
+"""Trainings of each row where the user names no number: at full size, and of toy rows, for the sake of time."""
 _MOST_PLACES = 8
 _TITLES = {"full": "Full size", "tiny": "Toy models"}
 

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from avcap_zoo.data_modules.files import write_file
 from avcap_zoo.errors import DataError
 from avcap_zoo.systems.captions import Explanation
 
@@ -68,9 +69,9 @@ class Gallery:
                 "name": name,
             }
         lines = "".join(json.dumps(clip, ensure_ascii=False) + "\n" for clip in self.clips.values())
-        _replace(self.list, lines)
+        write_file(self.list, lines.encode())
         body = f"<h1>{len(self.clips)} captions</h1>" + "".join(map(self._article, self.clips.values()))
-        _replace(self.folder / "index.html", _page("Captions and how they came about", body))
+        write_file(self.folder / "index.html", _page("Captions and how they came about", body).encode())
 
     def _name(self, clip_id: str) -> str:
         """A file name that tells the id, different for different ids."""
@@ -102,9 +103,3 @@ def _page(title: str, body: str) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
         f"<body>{body}</body></html>\n"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avcap_zoo.cli.versions import source_commit
+from avcap_zoo.data_modules.files import json_bytes, write_file
 from avcap_zoo.errors import DataError
 from avcap_zoo.tables.paper_tables import COLUMNS, PaperRow
 from avcap_zoo.tables.row_runs import RowRun, merged
@@ -86,7 +87,7 @@ def finish(run: RowRun) -> None:
     }
     if (run.folder / f"{TEST_FOLDER}.done").is_file():
         result |= _tested(run)
-    _write_whole(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
+    write_file(run.folder / RESULT, json_bytes(result))
 
 
 def read_result(run: RowRun) -> dict[str, Any] | None:
@@ -169,9 +170,3 @@ def _verdict(answer: str) -> str:
 
     said = answer.strip().lower()
     return next((one for one in (RELATED, UNRELATED) if said.startswith(one.strip().lower())), said)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
