@@ -12,6 +12,7 @@ import pytest
 from avcap_zoo.cli import forks
 from avcap_zoo.cli.forks import Fork, can_fork
 from avcap_zoo.cli.side_by_side import Command, Run, RunFailedError
+from tests.processes import is_running
 
 WANTING = """
 import sys
@@ -77,17 +78,9 @@ def test_forks_do_not_outlive_who_wanted_them(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script), str(endless), str(log)], stdout=subprocess.PIPE) as wanting:
         assert wanting.stdout is not None
         pid = int(wanting.stdout.readline())
-        assert not _is_gone(pid)
+        assert is_running(pid)
         wanting.kill()
     deadline = time.monotonic() + 60
-    while not _is_gone(pid):
+    while is_running(pid):
         assert time.monotonic() < deadline, "a fork outlived the process that wanted it"
         time.sleep(0.05)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
