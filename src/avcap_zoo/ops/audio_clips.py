@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from avcap_zoo.errors import ConfigError, ShapeError
 from avcap_zoo.ops.fbank import kaldi_fbank, num_kaldi_frames
@@ -75,12 +76,14 @@ def repeat_to_length(waveform: Tensor, num_samples: Tensor, min_samples: int) ->
     Returns:
         The waveform (B, ..., max(S, min_samples)) and the new number of samples.
     """
-    place = torch.arange(max(waveform.shape[-1], min_samples), device=waveform.device)
-    repeated = place[None, :] % num_samples[:, None]
-    source = torch.where((num_samples < min_samples)[:, None], repeated, place).clamp_max(waveform.shape[-1] - 1)
-    middle = (1,) * (waveform.ndim - 2)
-    index = source.view(len(source), *middle, -1).expand(*waveform.shape[:-1], -1)
-    return waveform.gather(-1, index), num_samples.clamp_min(min_samples)
+    short = (num_samples < min_samples).nonzero()[:, 0]
+    if not len(short):
+        return waveform, num_samples
+    longer = F.pad(waveform, (0, max(0, min_samples - waveform.shape[-1])))
+    place = torch.arange(longer.shape[-1], device=waveform.device) % num_samples[short, None]
+    index = place.view(len(short), *(1,) * (waveform.ndim - 2), -1).expand(-1, *waveform.shape[1:-1], -1)
+    longer[short] = waveform[short].gather(-1, index)
+    return longer, num_samples.clamp_min(min_samples)
 
 
 def even_starts(num_samples: Tensor, num_clips: int, clip_samples: int, *, reach_end: bool = True) -> Tensor:
@@ -143,14 +146,14 @@ def mel_clips(waveform: Tensor, num_samples: Tensor, settings: AudioClipSettings
             starts = random_starts(num_samples, settings.num_clips, width)
         else:
             starts = even_starts(num_samples, settings.num_clips, width, reach_end=settings.reach_end)
-        place = starts[:, :, None] + torch.arange(width, device=waveform.device)
         if settings.shared_mean:
+            place = starts[:, :, None] + torch.arange(width, device=waveform.device)
             channels = channels.clone()
             cut = torch.stack([_take_in_place(channels, index) for index in place.unbind(1)], dim=1)
         else:
-            index = place.flatten(1)[:, None].expand(-1, channels.shape[1], -1)
-            clips = channels.gather(2, index).unflatten(2, (-1, width))  # (B, channels, clips, W)
-            cut = clips[:, 0] - clips.mean(dim=(1, 3))[..., None]
+            sound = torch.arange(len(channels), device=waveform.device)[:, None]
+            clips = channels.unfold(2, width, 1)[sound, :, starts]  # (B, clips, channels, W)
+            cut = clips[:, :, 0] - clips.mean(dim=(2, 3))[..., None]
         full = num_samples.new_full((cut.shape[0] * cut.shape[1],), width)
         mels = _resized_fbank(cut.flatten(0, 1), full, settings).unflatten(0, cut.shape[:2])
         if training or settings.whole_in_evaluation:
