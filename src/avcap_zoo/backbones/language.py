@@ -41,8 +41,8 @@ class LanguageSettings:
         training: `frozen`, `lora` or `full`.
         lora: adapters of mode `lora`.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
-        quantisation: `4bit` keeps the linear layers of a frozen base in NF4 (bitsandbytes; `frozen` or `lora`, with a
-            source).
+        quantisation: of the linear layers of a frozen base, by bitsandbytes (`frozen` or `lora`, with a source):
+            `4bit` is NF4, `8bit` is LLM.int8().
     """
 
     source: str | None = "meta-llama/Llama-2-7b-chat-hf"
@@ -54,7 +54,7 @@ class LanguageSettings:
     training: TrainingMode = "lora"
     lora: LoRASettings = field(default_factory=LoRASettings)
     gradient_checkpointing: bool = False
-    quantisation: Literal["none", "4bit"] = "none"
+    quantisation: Literal["none", "4bit", "8bit"] = "none"
 
 
 @dataclass
@@ -451,10 +451,14 @@ def _quantisation_options(settings: LanguageSettings, dtype: torch.dtype) -> dic
     key = "model.init_args.language.quantisation"
     if settings.source is None or settings.training == "full":
         wanted = "a source" if settings.source is None else "training frozen or lora"
-        raise ConfigError(f"{key}: 4bit is for a frozen base from a file; give {wanted}, or quantisation none")
+        raise ConfigError(
+            f"{key}: {settings.quantisation} is for a frozen base from a file; give {wanted}, or quantisation none"
+        )
     require_extra("bitsandbytes", "quantisation")
     from transformers import BitsAndBytesConfig
 
+    if settings.quantisation == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype

@@ -322,7 +322,7 @@ def _sizes_alone(settings: Any, key: str) -> Any:
             made |= {"source": None, "config": known_sizes(named)}
         elif named.kind != "text":
             made[name] = None
-    if made.get("quantisation") == "4bit":
+    if "quantisation" in made:
         made["quantisation"] = "none"
     if "text" in made and "tokenizer" in settings:  # WavCaps' text encoder is as large as its tokenizer
         made["text"] = {"vocab_size": _BERT_WORDS, **made["text"]}

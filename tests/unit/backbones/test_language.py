@@ -509,16 +509,19 @@ def test_a_sequence_longer_than_the_model(family: str) -> None:
         )
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "4bit is for a frozen base from a file; give a source, or quantisation none"),
-        ({"source": "x", "training": "full"}, "4bit .* give training frozen or lora, or quantisation none"),
+        ({}, "is for a frozen base from a file; give a source, or quantisation none"),
+        ({"source": "x", "training": "full"}, ".* give training frozen or lora, or quantisation none"),
     ],
 )
-def test_quantisation_that_does_not_go_with_the_rest(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^model.init_args.language.quantisation: {message}"):
-        language(quantisation="4bit", tokenizer=save_tokenizer(tmp_path), **options)
+def test_quantisation_that_does_not_go_with_the_rest(
+    options: dict[str, Any], message: str, bits: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model.init_args.language.quantisation: {bits} {message}"):
+        language(quantisation=bits, tokenizer=save_tokenizer(tmp_path), **options)
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
@@ -530,13 +533,14 @@ def test_quantisation_without_its_package_names_the_extra(tiny: CausalLanguageMo
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs the extra quantisation")
-def test_four_bits_are_close_and_train_adapters(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "dtype"), [("4bit", torch.uint8), ("8bit", torch.int8)])
+def test_quantised_is_close_and_trains_adapters(bits: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = {**LLAMA, "hidden_size": 128, "intermediate_size": 192}
     whole = language(config=config)
     whole.model.save_pretrained(tmp_path)
     whole.tokenizer.save_pretrained(tmp_path)
-    model = language(source=str(tmp_path), quantisation="4bit", training="lora", lora=LORA)
-    assert model.model.model.layers[0].self_attn.k_proj.weight.dtype == torch.uint8
+    model = language(source=str(tmp_path), quantisation=bits, training="lora", lora=LORA)
+    assert model.model.model.layers[0].self_attn.k_proj.weight.dtype == dtype
     parts = inputs(model, CAPTIONS)
     loss = model.loss(model.wrap(**parts))
     assert loss.item() == pytest.approx(whole.loss(whole.wrap(**parts)).item(), rel=0.02)
