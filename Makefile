@@ -65,7 +65,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"avcap-zoo needs Python 3.10 to 3.13, found {v[0]}.{v[1]}: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@echo "Installing into .venv; the first time this fetches torch, some gigabytes, and takes minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq -c constraints.txt -e ".[dev,app]"
 	@touch $@
 
 # On top of .venv, so that torch and all else that both hold are there once.

@@ -45,6 +45,7 @@ AVCAP_VERBS = TRAINER_VERBS | {
     "score": Verb("score captions of any file, and compare two", "avcap_zoo.cli.score"),
     "ground": Verb("show where in a picture the things are that a text names", "avcap_zoo.cli.ground"),
     "chat": Verb("ask about a picture, a sound, or both", "avcap_zoo.cli.chat"),
+    "serve": Verb("caption uploaded files, or chat about them, in the browser", "avcap_zoo.cli.serve"),
     "scenes": Verb("generate the embedded data set of small audible scenes", "avcap_zoo.cli.scenes"),
     "prepare": Verb("cut, resample and list the media of a published data set", "avcap_zoo.cli.prepare"),
     "build": Verb("make an instruction set out of annotations", "avcap_zoo.cli.build"),

@@ -108,18 +108,22 @@ class Grounding:
             "notes": self.notes,
         }
 
-    def draw(self, picture: Tensor) -> Any:
+    def draw(self, picture: Tensor, entities: Sequence[str] | None = None) -> Any:
         """The picture with the entities of `matched` and the highlighted text below, as a PIL picture.
 
         Args:
             picture: (3, H, W) uint8, the one that was grounded.
+            entities: only these, and no text.
         """
         drawn = []
-        for name in self.matched:
+        for name in self.matched if entities is None else entities:
             found = [region for region in self.regions if region.entity == name]
             masks = np.stack([region.pixels() for region in found])
             drawn.append(ColouredEntity(name, self.colours[name], [region.box for region in found], masks))
-        pieces = cut_text(self.text or "", self.matching.spans, lambda span: self.colours[span.entity])
+        spans = self.matching.spans
+        pieces = (
+            [] if entities is not None else cut_text(self.text or "", spans, lambda span: self.colours[span.entity])
+        )
         return draw_grounding(picture.permute(1, 2, 0).numpy(), drawn, ColouredText(pieces))
 
 
