@@ -6,8 +6,8 @@ Runs the commands that a user would type, from the same pretrained parts (`confi
 `clip_judge.yaml`, `clip.yaml`), each of which is trained if it is not there. The last weights of each run are tested on
 300 pictures that nothing was chosen on. A run that is in the folder already is not repeated. Beside the scores of the
 test itself the captions are held against what is in the picture: details that they tell, how many of these are right,
-and whether they are sentences of the grammar that all captions were made with. Prints the table as Markdown, writes it
-to `table.md` and the curves of the first seed to `curves.svg`.
+and whether they are sentences of the grammar that all captions were made with, or bare lists of keywords. Prints the
+table as Markdown, writes it to `table.md` and the curves of the first seed to `curves.svg`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ MEASURES = {
     "right_background": "right of the told backgrounds",
     "right_place": "right of the told places (chance 0.25)",
     "grammatical": "share of grammatical captions",
+    "listed": "share of bare lists of keywords",
     "fluency": "fluency (log-probability of a token)",
     "repeated_words": "repeated words per caption",
     "bad_phrases": "phrases of Table 6 per caption",
@@ -102,6 +103,7 @@ def measure(folder: Path) -> dict[str, float]:
     lines = (folder / "test" / "test_captions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     found = [count_details(row["caption"], max(row["references"], key=len)) for row in rows]
+    said = [read_picture_caption(row["caption"]) for row in rows]
     told, right, there = (
         {kind: sum(getattr(item[kind], name) for item in found) for kind in KINDS} for name in ("told", "right", "all")
     )
@@ -111,7 +113,8 @@ def measure(folder: Path) -> dict[str, float]:
         "right": sum(right.values()) / len(rows),
         "complete": sum(right.values()) / sum(there.values()),
         **{f"right_{kind}": right[kind] / max(1, told[kind]) for kind in KINDS},
-        "grammatical": sum(read_picture_caption(row["caption"]).grammatical for row in rows) / len(rows),
+        "grammatical": sum(caption.grammatical for caption in said) / len(rows),
+        "listed": sum(caption.listed for caption in said) / len(rows),
     }
 
 

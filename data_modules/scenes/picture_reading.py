@@ -13,10 +13,15 @@ from avcap_zoo.data_modules.scenes.events import PICTURES
 from avcap_zoo.data_modules.scenes.grammar import PLACES
 from avcap_zoo.data_modules.scenes.pictures import BACKGROUNDS, COLOURS
 
-_OBJECT: Final = rf"(an?) (?:({'|'.join(COLOURS)}) )?({'|'.join(PICTURES)})(?: at the ({'|'.join(PLACES)}))?"
-_BACKGROUND: Final = rf"on a pale ({'|'.join(BACKGROUNDS)}) background"
-_ANY_OBJECT: Final = re.compile(rf"\b{_OBJECT}\b")
-_ANY_BACKGROUND: Final = re.compile(rf"\b{_BACKGROUND}\b")
+_THING: Final = rf"(?:({'|'.join(COLOURS)}) )?({'|'.join(PICTURES)})"
+_PLACE: Final = rf"({'|'.join(PLACES)})"
+_PALE: Final = rf"pale ({'|'.join(BACKGROUNDS)}) background"
+_OBJECT: Final = rf"(an?) {_THING}(?: at the {_PLACE})?"
+_BACKGROUND: Final = rf"on a {_PALE}"
+_ANY_OBJECT: Final = re.compile(rf"\b{_THING}(?: (?:at the )?{_PLACE})?\b")
+_ANY_BACKGROUND: Final = re.compile(rf"\b{_PALE}\b")
+_LISTED: Final = rf"{_THING}(?: {_PLACE})?"
+_KEYWORDS: Final = re.compile(rf"{_LISTED}(?: {_LISTED})*(?: {_PALE})?\.?")
 _SENTENCE: Final = re.compile(
     rf"(?:there is |a picture of )?{_OBJECT}(?:(?:, | and | next to | with ){_OBJECT})*(?: {_BACKGROUND})?\."
 )
@@ -41,11 +46,13 @@ class PictureSaid:
         background: "" if it is not said.
         grammatical: whether the whole text is one sentence as the grammar joins them, with the right articles. The
             number of objects, and which of them have colours and places, do not matter.
+        listed: whether the whole text is a list of keywords: as such a sentence, without all that joins them.
     """
 
     objects: tuple[ObjectSaid, ...]
     background: str
     grammatical: bool
+    listed: bool
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,13 @@ class Details:
 
 
 def read_picture_caption(text: str) -> PictureSaid:
-    """Read what can be read of any text; nonsense gives an empty result, never an error."""
+    """Read what can be read of any text, sentence or not; nonsense gives an empty result, never an error."""
     lowered = text.lower()
-    objects = tuple(ObjectSaid(picture, colour, place) for _, colour, picture, place in _ANY_OBJECT.findall(lowered))
+    objects = tuple(ObjectSaid(picture, colour, place) for colour, picture, place in _ANY_OBJECT.findall(lowered))
     backgrounds: list[str] = _ANY_BACKGROUND.findall(lowered)
     articles = all((article == "an") == (letter in "aeiou") for article, letter in _ARTICLE.findall(lowered))
-    return PictureSaid(objects, backgrounds[-1] if backgrounds else "", bool(_SENTENCE.fullmatch(lowered)) and articles)
+    grammatical = bool(_SENTENCE.fullmatch(lowered)) and articles
+    return PictureSaid(objects, (backgrounds or [""])[-1], grammatical, bool(_KEYWORDS.fullmatch(lowered)))
 
 
 def count_details(caption: str, whole: str) -> dict[str, Details]:

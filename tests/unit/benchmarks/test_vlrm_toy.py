@@ -17,16 +17,16 @@ def test_what_the_captions_say_is_measured(tmp_path: Path) -> None:
     own = ("recall_1", "recall_5", "recall_10", "mrr", "caption_words", "colour_words", "colour_coverage", "fluency")
     scores = dict.fromkeys((*own, "repeated_words", "bad_phrases", "cider"), 0.5)
     (folder / "test_scores.json").write_text(json.dumps({"scores": scores}))
-    said = ["a red dog and a red car.", "dog dog"]
+    said = ["a red dog and a red car.", "dog top left"]
     rows = [{"id": str(i), "caption": text, "references": ["a dog.", WHOLE]} for i, text in enumerate(said)]
     (folder / "test_captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = measure(tmp_path)
-    assert (found["told"], found["right"], found["grammatical"]) == (2, 1.5, 0.5)
-    assert (found["right_picture"], found["right_colour"], found["right_place"]) == (1, 0.5, 0)
-    assert found["complete"] == 3 / 14
+    assert (found["told"], found["right"], found["grammatical"], found["listed"]) == (3, 2.5, 0.5, 0.5)
+    assert (found["right_picture"], found["right_colour"], found["right_place"]) == (1, 0.5, 1)
+    assert found["complete"] == 5 / 14
     rows_of_table = table({"before": [found], "VLRM": [found, found | {"told": 4}]}).splitlines()
     assert rows_of_table[0] == "| test | before | VLRM |"
-    assert "| details told per caption | 2.000 | 3.000 ± 1.414 |" in rows_of_table
+    assert "| details told per caption | 3.000 | 3.500 ± 0.707 |" in rows_of_table
     assert len(rows_of_table) == 2 + len(MEASURES)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork, System, plain
+from avcap_zoo.systems.vlrm.alignment import comparable, find_words
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
 from avcap_zoo.systems.vlrm.captioner import load_tokenizer as load_captioner_tokenizer
 from avcap_zoo.systems.vlrm.matcher import (
@@ -33,6 +35,7 @@ from avcap_zoo.systems.vlrm.matcher import (
     token_rows,
 )
 from avcap_zoo.systems.vlrm.model import middle_frames
+from avcap_zoo.systems.vlrm.rewards import read_list
 
 Style = Literal["all", "terse", "detailed"]
 
@@ -141,15 +144,16 @@ class BLIP2(nn.Module):
 class BLIP2Pretraining(_PicturePretraining):
     """Trains a BLIP-2 to caption pictures, its language model also on captions alone; and saves it.
 
-    The published model learnt to caption from short captions, but for the few long ones that a web corpus has, and its
-    language model had read everything. So here: pictures go with short captions, but for a small share of long ones,
-    without which no long one would ever be drawn; and all captions are read as text.
+    The published model learnt to caption from short captions, but for the few long ones and bare lists of keywords that
+    a web corpus has, and its language model had read everything. So here: pictures go with short captions, but for
+    small shares of long ones and of lists, without which none would ever be drawn; and all of these are read as text.
 
     Args:
         captioner: source None and a config.
         save_to: folder of the result.
         optimizer: learning rate and schedule.
         detailed_share: share of the pictures that go with their longest caption; the others with a shorter one.
+        keyword_share: share of all other captions, and of those read alone, that are lists instead; see `keywords`.
         text_weight: of the loss of captions alone.
         label_smoothing: keeps other words possible, so that there is something to be drawn from.
         words_steps: the first steps only name words; see `BLIP2.words_loss`.
@@ -163,6 +167,7 @@ class BLIP2Pretraining(_PicturePretraining):
         save_to: str,
         optimizer: OptimizerSettings,
         detailed_share: float = 0.0,
+        keyword_share: float = 0.0,
         text_weight: float = 0.5,
         label_smoothing: float = 0.1,
         words_steps: int = 0,
@@ -170,6 +175,7 @@ class BLIP2Pretraining(_PicturePretraining):
         arguments = {
             "captioner": captioner,
             "detailed_share": detailed_share,
+            "keyword_share": keyword_share,
             "text_weight": text_weight,
             "label_smoothing": label_smoothing,
             "words_steps": words_steps,
@@ -177,6 +183,7 @@ class BLIP2Pretraining(_PicturePretraining):
         super().__init__(save_to, optimizer, arguments)
         self.captioner = captioner
         self.detailed_share = detailed_share
+        self.keyword_share = keyword_share
         self.text_weight = text_weight
         self.label_smoothing = label_smoothing
         self.words_steps = words_steps
@@ -198,10 +205,10 @@ class BLIP2Pretraining(_PicturePretraining):
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
         if self.global_step < self.words_steps:
             return {"words": self.model.words_loss(middle_frames(batch), batch.captions)}
-        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse", self.keyword_share)
         drawn = (torch.rand(len(batch)) < self.detailed_share).tolist()
         captions = [whole if is_long else part for whole, part, is_long in zip(long, short, drawn, strict=True)]
-        texts = draw_captions(batch, "all")
+        texts = draw_captions(batch, "all", self.keyword_share)
         captioning = self.model(middle_frames(batch), captions, self.label_smoothing)
         return {"captioning": captioning, "text": self.text_weight * self.model(None, texts)}
 
@@ -280,9 +287,9 @@ class MatchingPretraining(_PicturePretraining):
     """Trains BLIP-2's matching head on a captioner's frozen image tower, and saves it.
 
     It learns what a picture's longest caption tells. Each picture is held against that caption, which matches; another
-    of its own, which matches by the share of the longest one's words that it holds; and both of these with some words
-    that stand in the same places in captions of other pictures, which do not match. Which words these are is learnt
-    beside it: one yes or no a caption teaches little.
+    of its own, which matches by the share of the longest one's keywords that it holds; and both of these with some
+    words that stand in the same places in captions of other pictures, which do not match. Which words these are is
+    learnt beside it: one yes or no a caption teaches little.
 
     Args:
         captioner: folder or hub id of the BLIP-2 that is to be judged.
@@ -291,6 +298,7 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: learning rate and schedule.
         num_queries: query tokens.
         max_length: longest text in tokens.
+        keyword_share: share of the other captions that are lists instead; see `keywords`.
     """
 
     model: MatchingModel
@@ -303,9 +311,11 @@ class MatchingPretraining(_PicturePretraining):
         optimizer: OptimizerSettings,
         num_queries: int = 8,
         max_length: int = 48,
+        keyword_share: float = 0.0,
     ) -> None:
         arguments = {"captioner": captioner, "qformer": qformer, "num_queries": num_queries, "max_length": max_length}
-        super().__init__(save_to, optimizer, arguments)
+        super().__init__(save_to, optimizer, {**arguments, "keyword_share": keyword_share})
+        self.keyword_share = keyword_share
         self.arguments = (captioner, qformer, num_queries, max_length)
 
     def configure_model(self) -> None:
@@ -328,7 +338,7 @@ class MatchingPretraining(_PicturePretraining):
         if len(batch) < 2:
             raise ConfigError(f"a matching batch needs two clips, {batch.clip_ids[0]} is alone: set drop_last: true")
         count = len(batch)
-        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse")
+        long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse", self.keyword_share)
         right = [*self.model.token_rows(long), *self.model.token_rows(short)]
         wrong, truths = zip(*(with_wrong_tokens(row, right) for row in right), strict=True)
         logits, of_tokens = self.model(middle_frames(batch), [*right, *wrong], [*range(count)] * 4)
@@ -355,17 +365,25 @@ class ContrastPretraining(_PicturePretraining):
         config: embed_dim, vision_cfg and text_cfg of OpenCLIP.
         save_to: safetensors file of the result.
         optimizer: learning rate and schedule.
-        style: captions learnt from; see `BLIP2Pretraining`.
+        style: captions learnt from; see `draw_captions`.
+        keyword_share: share of them that are lists instead; see `keywords`.
     """
 
     model: ContrastModel
 
     def __init__(
-        self, config: dict[str, Any], save_to: str, optimizer: OptimizerSettings, style: Style = "all"
+        self,
+        config: dict[str, Any],
+        save_to: str,
+        optimizer: OptimizerSettings,
+        style: Style = "all",
+        keyword_share: float = 0.0,
     ) -> None:
-        super().__init__(save_to, optimizer, {"config": plain(config), "style": style})
+        arguments = {"config": plain(config), "style": style, "keyword_share": keyword_share}
+        super().__init__(save_to, optimizer, arguments)
         self.config = config
         self.style: Style = style
+        self.keyword_share = keyword_share
 
     def configure_model(self) -> None:
         """Build the model once."""
@@ -380,7 +398,7 @@ class ContrastPretraining(_PicturePretraining):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of finding each picture's own caption in the batch, and each caption's own picture."""
-        images, texts = self.model.embed(middle_frames(batch), draw_captions(batch, self.style))
+        images, texts = self.model.embed(middle_frames(batch), draw_captions(batch, self.style, self.keyword_share))
         cosines = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
         logits = self.model.clip.logit_scale.exp() * cosines
         own = torch.arange(len(logits), device=logits.device)
@@ -396,8 +414,13 @@ class ContrastPretraining(_PicturePretraining):
         partial.rename(target)
 
 
-def draw_captions(batch: Batch, style: Style) -> list[str]:
+def draw_captions(batch: Batch, style: Style, keyword_share: float = 0.0) -> list[str]:
     """One caption of each clip, drawn from those of a style: `all`, all but the longest (`terse`), or that alone.
+
+    Args:
+        batch: with captions.
+        style: which of them.
+        keyword_share: how often it is the longest caption as a list instead.
 
     Raises:
         ConfigError: a clip has no such caption.
@@ -408,8 +431,19 @@ def draw_captions(batch: Batch, style: Style) -> list[str]:
         chosen = {"all": captions, "terse": [c for c in captions if c != longest], "detailed": [longest]}[style]
         if not any(chosen):
             raise ConfigError(f"clip {clip_id} has no caption to learn from (style {style}; it has {len(captions)})")
-        drawn.append(chosen[int(torch.randint(len(chosen), ()))])
+        as_list = float(torch.rand(())) < keyword_share
+        drawn.append(keywords(longest) if as_list else chosen[int(torch.randint(len(chosen), ()))])
     return drawn
+
+
+def keywords(caption: str) -> str:
+    """A caption as a list: its words without articles, prepositions, conjunctions and punctuation, in their order."""
+    return " ".join(word.what for word in find_words(comparable(caption)) if word.what not in _function_words())
+
+
+@lru_cache(maxsize=1)
+def _function_words() -> frozenset[str]:
+    return frozenset([*read_list("articles.txt"), *read_list("prepositions.txt"), "and", "or", "is", "there"])
 
 
 def with_wrong_tokens(row: Sequence[int], others: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
@@ -437,6 +471,6 @@ def with_wrong_tokens(row: Sequence[int], others: Sequence[Sequence[int]]) -> tu
 
 
 def told_share(caption: str, whole: str) -> float:
-    """Share of the distinct words of `whole` that a caption holds, too."""
-    wanted = frozenset(clean_caption(whole).split())
-    return len(wanted & frozenset(clean_caption(caption).split())) / max(1, len(wanted))
+    """Share of the distinct keywords of `whole` that a caption holds, too."""
+    wanted = frozenset(keywords(whole).split())
+    return len(wanted & frozenset(keywords(caption).split())) / max(1, len(wanted))

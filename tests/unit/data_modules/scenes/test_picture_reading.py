@@ -40,6 +40,7 @@ def test_objects_colours_places_and_background_are_told() -> None:
         ("a blue dog at the top left.", (3, 2)),
         ("a red bird and a red car on a pale pink background.", (5, 2)),
         ("a dog and a dog.", (2, 1)),
+        ("red dog bottom left pale blue background", (4, 2)),
         ("", (0, 0)),
     ],
 )
@@ -70,3 +71,19 @@ def test_kinds_are_counted_each() -> None:
 )
 def test_what_is_no_sentence_of_the_grammar(caption: str) -> None:
     assert not read_picture_caption(caption).grammatical
+
+
+@pytest.mark.parametrize(
+    ("caption", "listed"),
+    [
+        ("orange dog top left red car bottom right pale blue background", True),
+        ("dog", True),
+        ("orange dog top left red", False),
+        ("a dog", False),
+        (WHOLE, False),
+        ("", False),
+    ],
+)
+def test_lists_of_keywords_are_known(caption: str, listed: bool) -> None:
+    said = read_picture_caption(caption)
+    assert (said.listed, said.grammatical) == (listed, caption == WHOLE)

@@ -16,6 +16,7 @@ from avcap_zoo.systems.vlrm.pretraining import (
     BLIP2,
     MatchingPretraining,
     draw_captions,
+    keywords,
     told_share,
     with_wrong_tokens,
 )
@@ -28,6 +29,8 @@ def test_captions_of_a_style() -> None:
     assert {draw_captions(batch, "terse")[0] for _ in range(40)} == {"a dog", "a cat"}
     assert {draw_captions(batch, "all")[0] for _ in range(60)} == set(texts)
     assert draw_captions(batch, "detailed") == [texts[1]]
+    assert {draw_captions(batch, "terse", 0.5)[0] for _ in range(60)} == {"a dog", "a cat", "red dog left"}
+    assert draw_captions(batch, "all", 1.0) == ["red dog left"]
     with pytest.raises(ConfigError, match="clip a has no caption to learn from"):
         draw_captions(Batch(["a"], [[]], [""]), "all")
 
@@ -50,7 +53,8 @@ def test_a_text_of_a_length_of_its_own_is_replaced() -> None:
 def test_how_much_a_caption_tells() -> None:
     whole = "A red dog at the left."
     assert told_share(whole, whole) == 1
-    assert told_share("a dog", whole) == pytest.approx(2 / 6)
+    assert told_share("There is a dog", whole) == pytest.approx(1 / 3)
+    assert told_share(keywords(whole), whole) == 1
     assert told_share("two birds", whole) == 0
     assert told_share("", "") == 0
 
