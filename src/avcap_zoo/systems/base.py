@@ -8,7 +8,7 @@ import random
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,19 @@ class StepWork:
     clips_at_once: int | None = None
 
 
+@dataclass
+class Interruption:
+    """How a step that takes long learns of a signal and gives way to it. All processes ask, and obey, together.
+
+    Attributes:
+        waits: whether a signal waits for the step, which can be given up.
+        obey: called when everything is as before the step: saves a checkpoint; raises if the run is to end.
+    """
+
+    waits: Callable[[], bool]
+    obey: Callable[[], None]
+
+
 class System(LightningModule):
     """Base of everything that Lightning runs here.
 
@@ -117,6 +130,8 @@ class System(LightningModule):
     model: nn.Module
     may_be_shared_out: ClassVar[bool] = False
     """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
+    gives_way: ClassVar[bool] = False
+    """Whether a step asks its `interruption` between its parts."""
 
     def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
@@ -126,6 +141,7 @@ class System(LightningModule):
         self.prepared = False
         self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
+        self.interruption: Interruption | None = None
         self._clock = (0.0, 0)
         self._skipped_in_a_row = 0
 
