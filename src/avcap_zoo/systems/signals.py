@@ -113,6 +113,18 @@ class SaveOnSignal(Checkpoint):
             progress[part] |= {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
         progress["is_last_batch"] = False
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the best checkpoints of the earlier part of a run count in a new folder, if they are there still.
+
+        Lightning's ModelCheckpoint forgets them when its folder has changed, and would call the first one after it the
+        best. It removes none outside its own folder.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                state = checkpoint.get("callbacks", {}).get(callback.state_key)
+                if state is not None and all(Path(path).is_file() for path in state["best_k_models"]):
+                    state["dirpath"] = callback.dirpath
+
     def _note(self, number: int, _: Any) -> None:
         self._noted.add(number)
 
