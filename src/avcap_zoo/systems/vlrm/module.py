@@ -217,6 +217,8 @@ class VLRM(CaptionSystem):
             NonFiniteRewardError: a reward is not finite and such captions are not to be skipped.
             NonFiniteLossError: a loss or gradient is not finite; no step has been taken on it.
         """
+        if not self.every_process_has(batch):
+            return
         random_states = rng_states()
         while True:
             try:
