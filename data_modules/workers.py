@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import TypeVar
 
@@ -39,8 +43,8 @@ def run_in_workers(
         return
     # Spawned, not forked: the caller may hold threads of torch, whose locks a fork would copy in any state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        with _without_main_module():
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=end_with_parent) as pool:
+        with without_main_module():
             futures = {pool.submit(function, task): task for task in tasks}
         try:
             for future in as_completed(futures):
@@ -55,8 +59,23 @@ def run_in_workers(
             raise
 
 
+def end_with_parent() -> None:
+    """In a process that `multiprocessing` started: be killed when the one that started it ends, however it does.
+
+    Otherwise a worker whose result nobody takes waits forever.
+    """
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
-def _without_main_module() -> Iterator[None]:
+def without_main_module() -> Iterator[None]:
     """Start processes that do not run the caller's script again.
 
     A spawned process imports the main module first. Without a `__name__` guard it would call the same function once

@@ -10,7 +10,8 @@ from tests.house import tree
 
 REQUIRED = {"id", "what", "licence", "needed_by"}
 OPTIONAL = {"file", "hub_id", "source", "note", "size_bytes", "sha256", "config"}
-SYSTEMS = {"lavcap", "bubogpt", "zeraucap", "vlrm"}
+USERS = {"lavcap", "bubogpt", "zeraucap", "vlrm", "score"}
+"""The systems, and the command that judges captions."""
 
 
 def manifest_problems(entries: list[dict[str, Any]]) -> list[str]:
@@ -24,7 +25,7 @@ def manifest_problems(entries: list[dict[str, Any]]) -> list[str]:
             problems.append(f"{name}: neither a file nor a hub id")
         if "file" in keys and "source" not in keys:
             problems.append(f"{name}: a file, but not where it is from")
-        if not entry.get("needed_by") or set(entry["needed_by"]) - SYSTEMS:
+        if not entry.get("needed_by") or set(entry["needed_by"]) - USERS:
             problems.append(f"{name}: needed by {entry.get('needed_by')}")
         if [other.get("id") for other in entries].count(name) != 1:
             problems.append(f"{name}: the id is taken twice")

@@ -78,15 +78,15 @@ def go_on(command: list[str], environment: dict[str, str]) -> subprocess.Complet
 
 
 def runs_below(out: Path) -> list[str]:
-    """Command lines of the processes that still write into a folder."""
+    """Open files of the processes that still write into a folder."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
         try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
+            file = str(path.readlink())
         except OSError:
             continue
-        if str(out / "rows") in line:
-            found.append(line)
+        if file.startswith(str(out / "rows")):
+            found.append(f"{path}: {file}")
     return found
 
 

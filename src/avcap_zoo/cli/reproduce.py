@@ -187,6 +187,7 @@ def _plan_row(paper: Paper, table: PaperTable, row: PaperRow, track: Track, opti
 def _run(outcomes: Sequence[TableOutcome], console: Console) -> list[TableOutcome]:
     from dataclasses import replace
 
+    from avcap_zoo.cli.forks import can_fork
     from avcap_zoo.cli.row_queue import run_rows
     from avcap_zoo.tables.row_results import finish, read_result
 
@@ -198,7 +199,7 @@ def _run(outcomes: Sequence[TableOutcome], console: Console) -> list[TableOutcom
     if jobs:
         console.print(f"{_TITLES[track]}: {len(jobs)} runs, {len(jobs) - len(left)} of them done before.")
     if left:
-        failures = run_rows(left, places(track), console, finish)
+        failures = run_rows(left, places(track), console, finish, forked=track == "tiny" and can_fork())
         results |= {job.key: found for job in left if (found := read_result(job)) is not None}
     return [
         replace(

@@ -33,6 +33,8 @@ def run_rows(
     places: Sequence[Mapping[str, str]],
     console: Console,
     finish: Callable[[RowRun], None],
+    *,
+    forked: bool = False,
 ) -> dict[str, str]:
     """Run all, each after those that it needs; when this process is left, whatever the reason, none goes on.
 
@@ -41,6 +43,7 @@ def run_rows(
         places: the environment of each, such as the device that it may see.
         console: told what begins and ends.
         finish: called with each job whose commands are done.
+        forked: commands share their imports (`forks`), for rows so short that these would count.
 
     Returns:
         What went wrong, by key of the job.
@@ -75,7 +78,7 @@ def run_rows(
                         ready = [job for job in waiting if not any(need.key in open_keys for need in job.needs)]
                         if ready:
                             waiting.remove(ready[0])
-                            _start(slot, ready[0])
+                            _start(slot, ready[0], forked)
                             say(f"{ready[0].title}: begins")
                     elif slot.job is not None:
                         job, problem = slot.job, _advance(slot, finish)
@@ -98,11 +101,16 @@ def run_rows(
     return failures
 
 
-def _start(slot: _Place, job: RowRun) -> None:
+def _start(slot: _Place, job: RowRun, forked: bool) -> None:
     job.write_settings()
     slot.job = job
     slot.run = Run(
-        job.title, job.remaining(), job.folder / "log.txt", environment=slot.environment, on_done=job.mark_done
+        job.title,
+        job.remaining(),
+        job.folder / "log.txt",
+        environment=slot.environment,
+        forked=forked,
+        on_done=job.mark_done,
     )
     slot.started = time.monotonic()
 

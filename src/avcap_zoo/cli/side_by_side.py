@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from avcap_zoo.cli.forks import Fork
 from avcap_zoo.errors import AvcapError, DataError
 from avcap_zoo.tables.run_results import read_curves
 
@@ -97,6 +98,7 @@ class Run:
         log: file that takes all they print.
         program: what the arguments of a command are given to.
         environment: variables beside those of this process.
+        forked: commands of this package are run as `forks.Fork`, whatever the program.
         on_done: told each command that ended well, and how many seconds it took.
     """
 
@@ -105,10 +107,11 @@ class Run:
     log: Path
     program: Sequence[str] = (sys.executable, "-m", "avcap_zoo")
     environment: Mapping[str, str] = field(default_factory=lambda: ONE_THREAD)
+    forked: bool = False
     on_done: Callable[[Command, float], None] | None = None
     status: Status = field(default_factory=lambda: Status("waiting"))
     _next: int = 0
-    _process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | Fork | None = None
     _file: IO[bytes] | None = None
     _read: int = 0
     _started: float = 0.0
@@ -157,17 +160,22 @@ class Run:
     def _start(self, command: Command) -> None:
         if self._file is None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.log.open("wb")
+            self.log.unlink(missing_ok=True)
+            self._file = self.log.open("ab")  # a fork opens it once more
         self._file.write(f"$ {command}\n".encode())
         self._file.flush()
         self.status = Status(command.doing, numbers=self.status.numbers)
         self._started = time.monotonic()
+        environment = {**self.environment, "PYTHONUNBUFFERED": "1"}
+        if self.forked:
+            self._process = Fork(command.arguments, self.log, environment)
+            return
         self._process = subprocess.Popen(
             [*self.program, *command.arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **environment},
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 

@@ -35,7 +35,7 @@ def official_file(model: ImageBindAudio) -> dict[str, Tensor]:
     tensors = {}
     for name, value in model.state_dict().items():
         mine = next(prefix for prefix in OFFICIAL if name.startswith(prefix))
-        tensors[OFFICIAL[mine] + name[len(mine) :]] = value
+        tensors[OFFICIAL[mine] + name[len(mine) :].replace(".norm", ".norm_")] = value
     others = (
         "modality_heads.audio.2.weight",
         "modality_trunks.vision.blocks.0.attn.bias_k",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avcap_zoo.backbones.audio.blocks import PreNormBlock
 from avcap_zoo.errors import ConfigError, ShapeError
 from avcap_zoo.ops.fbank import (
     DECIBEL_FLOOR,
@@ -121,7 +122,9 @@ class CED(nn.Module):
         self.patch_embed = _PatchEmbedding(width)
         self.time_pos_embed = nn.Parameter(torch.randn(1, width, 1, settings.target_length // PATCH_SIZE) * 0.02)
         self.freq_pos_embed = nn.Parameter(torch.randn(1, width, settings.num_mel_bins // PATCH_SIZE, 1) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, settings.num_heads) for _ in range(settings.depth))
+        self.blocks = nn.ModuleList(
+            PreNormBlock(_Attention(width, settings.num_heads), width) for _ in range(settings.depth)
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.batch_norm_frozen = False
 
@@ -334,21 +337,6 @@ class _PatchEmbedding(nn.Module):
         return self.proj(image)  # type: ignore[no-any-return]
 
 
-class _Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _MLP(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))  # type: ignore[no-any-return]
-
-
 class _Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -365,13 +353,3 @@ class _Attention(nn.Module):
         ]
         mixed = F.scaled_dot_product_attention(*heads)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class _MLP(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]

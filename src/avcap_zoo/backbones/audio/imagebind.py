@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avcap_zoo.backbones.audio.blocks import PreNormBlock
 from avcap_zoo.errors import ConfigError, ShapeError
 
 LARGEST_SCALE = 100.0
@@ -98,7 +99,9 @@ class ImageBindAudio(nn.Module):
         self.stem_norm = nn.LayerNorm(width, eps=1e-5)
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, settings.num_tokens, width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, settings.num_heads) for _ in range(settings.depth))
+        self.blocks = nn.ModuleList(
+            PreNormBlock(_Attention(width, settings.num_heads), width) for _ in range(settings.depth)
+        )
         if settings.head_dim is not None:
             self.head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, settings.head_dim, bias=False))
         self.register_buffer("log_logit_scale", torch.tensor(math.log(20.0)))
@@ -142,21 +145,6 @@ class ImageBindAudio(nn.Module):
         return torch.cat([self.cls_token.expand(len(clips), -1, -1).to(patches.dtype), patches], 1) + self.pos_embed
 
 
-class _Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm_1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(width, num_heads)
-        self.norm_2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _MLP(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attn(self.norm_1(tokens))
-        return tokens + self.mlp(self.norm_2(tokens))  # type: ignore[no-any-return]
-
-
 class _Attention(nn.Module):
     """Self-attention whose keys and values have one learned position more."""
 
@@ -183,16 +171,6 @@ class _Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-class _MLP(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
-
-
 def from_imagebind_names(tensors: Mapping[str, Tensor], settings: ImageBindAudioSettings) -> dict[str, Tensor]:
     """Rename the audio part of `imagebind_huge.pth`.
 
@@ -214,5 +192,5 @@ def from_imagebind_names(tensors: Mapping[str, Tensor], settings: ImageBindAudio
             if name.startswith(official):
                 renamed = mine + name[len(official) :]
                 break
-        ours[renamed] = value
+        ours[re.sub(r"^(blocks\.\d+\.norm)_", r"\1", renamed)] = value
     return ours

@@ -381,6 +381,10 @@ def _audio_encoder(settings: AudioSettings) -> ImageBindAudio:
 
 
 def _vision_encoder(settings: VisionSettings) -> EVA:
+    if settings.norm_checkpoint is not None and settings.checkpoint is None:
+        raise ConfigError(
+            "model.init_args.vision: norm_checkpoint alone is not read: give the encoder's checkpoint, too"
+        )
     built = EVA(settings.encoder)
     if settings.checkpoint is not None:
         load_eva(built, settings.checkpoint, settings.norm_checkpoint)

@@ -164,6 +164,13 @@ def test_a_model_of_one_modality() -> None:
         model.encode_audio(torch.zeros(1, 10), torch.tensor([0]))
 
 
+def test_a_norm_without_its_encoder_is_refused() -> None:
+    system = tiny_bubogpt()
+    system.vision.norm_checkpoint = "blip2.pth"
+    with pytest.raises(ConfigError, match="norm_checkpoint alone"):
+        built(system)
+
+
 def test_a_checkpoint_holds_what_has_no_other_home() -> None:
     system = tiny_bubogpt(modalities=("audio",))
     model = built(system)
