@@ -11,7 +11,7 @@ import json
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -177,6 +177,7 @@ class CaptionDataModule(LightningDataModule):
         named: dict[Modality, str | None] = {"visual": visual_cache, "audio": audio_cache}
         self.feature_caches = {modality: Path(path).expanduser() for modality, path in named.items() if path}
         self.splits: dict[Split, SplitIndex] = {}
+        self.captioned_before: Callable[[], Collection[str]] = set
         self.skipped: dict[Split, dict[str, SkippedClip]] = {}
         self._packed: dict[Split, PackedRecords] = {}
         self._readers: dict[tuple[Split, Modality], FeatureReader] = {}
@@ -243,7 +244,8 @@ class CaptionDataModule(LightningDataModule):
         Raises:
             ConfigError: with `drop_last`, fewer clips than one batch.
         """
-        num_clips = len(self.records("train"))
+        records = self.records("train")
+        num_clips = len(records)
         whole = self.batch_size if self.drop_last else None
         sampler = EpochSampler(num_clips, *self._rank(), whole)
         if not len(sampler):
@@ -256,7 +258,7 @@ class CaptionDataModule(LightningDataModule):
             progress=self._progress,
             move_progress=self._move_progress,
             batch_size=self.batch_size,
-            **self._loader_options("train"),
+            **self._loader_options("train", records),
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -268,19 +270,27 @@ class CaptionDataModule(LightningDataModule):
         return self.evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The split named by `predict_split`, in file order."""
-        return self.evaluation_loader(self.predict_split)
+        """What of the split named by `predict_split` is to be captioned still, in file order."""
+        return self.evaluation_loader(self.predict_split, self.captioned_before())
 
-    def evaluation_loader(self, split: Split) -> DataLoader[Batch]:
-        """Any split in file order, every clip once (over several processes, and with `drop_last`, some come again)."""
+    def evaluation_loader(self, split: Split, done: Collection[str] = ()) -> DataLoader[Batch]:
+        """Any split in file order, every clip once (over several processes, and with `drop_last`, some come again).
+
+        Args:
+            split: which clips.
+            done: ids to leave out; one clip stays, since Lightning runs no epoch, nor its end, without any.
+        """
+        records = self.records(split)
+        if done:
+            records = records.without(done) or PackedRecords([records[0]])
         return ClipLoader(
             sampler=EpochSampler(
-                len(self.records(split)),
+                len(records),
                 *self._rank(),
                 filled_batches_of=self.eval_batch_size if self.drop_last else 1,
             ),
             batch_size=self.eval_batch_size,
-            **self._loader_options(split),
+            **self._loader_options(split, records),
         )
 
     def num_official(self, split: Split) -> int:
@@ -312,11 +322,11 @@ class CaptionDataModule(LightningDataModule):
             described["crop"] = {"max_duration_s": self.decode.max_duration_s, "policy": self.decode.crop}
         return described
 
-    def fingerprint(self) -> str:
-        """Short hash of the training clips and of how they are decoded."""
+    def fingerprint(self, split: Split = "train") -> str:
+        """Short hash of the clips of a split and of how they are decoded."""
         clips = [
             (record.clip_id, record.captions, *_stamp(record.audio), *_stamp(record.visual))
-            for record in self._index("train").records
+            for record in self._index(split).records
         ]
         decoding = [str(self.root.resolve()), self._decoding("audio"), self._decoding("visual")]
         return hashlib.sha256(json.dumps([clips, decoding]).encode()).hexdigest()[:16]
@@ -560,8 +570,7 @@ class CaptionDataModule(LightningDataModule):
         for name, count in vars(current).items():
             setattr(current, name, count + further)
 
-    def _loader_options(self, split: Split) -> dict[str, Any]:
-        records = self.records(split)
+    def _loader_options(self, split: Split, records: PackedRecords) -> dict[str, Any]:
         caches: dict[Modality, FeatureReader] = {
             modality: reader for (of, modality), reader in self._readers.items() if of == split
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -162,10 +162,10 @@ class ImagesDataModule(CaptionDataModule):
             )
         return self._stream("train", shards, num_batches)
 
-    def evaluation_loader(self, split: Split) -> DataLoader[Batch]:
-        """Any split in file order, every picture once."""
+    def evaluation_loader(self, split: Split, done: Collection[str] = ()) -> DataLoader[Batch]:
+        """Any split in file order, every picture once, but for ids to leave out."""
         shards = self.shards(split)
-        return self._stream(split, shards, None) if shards else super().evaluation_loader(split)
+        return self._stream(split, shards, None, done) if shards else super().evaluation_loader(split, done)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the pictures drawn, then those that could not be read."""
@@ -177,7 +177,9 @@ class ImagesDataModule(CaptionDataModule):
         """Pictures of a split; of shards, those drawn so far."""
         return max(self._drawn.get(split, 0), _JUDGED_AFTER) if self.shards(split) else super().num_clips(split)
 
-    def _stream(self, split: Split, shards: list[str], num_batches: int | None) -> ShardLoader:
+    def _stream(
+        self, split: Split, shards: list[str], num_batches: int | None, done: Collection[str] = ()
+    ) -> ShardLoader:
         rank, world_size = self._rank()
         readers = world_size * max(1, self.num_workers)
         if num_batches is not None and len(shards) < readers:
@@ -197,6 +199,7 @@ class ImagesDataModule(CaptionDataModule):
             limits=self.decode.limits,
             rank=rank,
             world_size=world_size,
+            done=done,
         )
         return ShardLoader(
             stream,
@@ -238,6 +241,7 @@ class ShardStream(IterableDataset[Any]):
         limits: what a picture may cost.
         rank: this process.
         world_size: number of processes.
+        done: clip ids that are passed over, where all pictures are given once.
     """
 
     def __init__(
@@ -254,6 +258,7 @@ class ShardStream(IterableDataset[Any]):
         limits: MediaLimits,
         rank: int,
         world_size: int,
+        done: Collection[str] = (),
     ) -> None:
         self.shards = shards
         self.batch_size = batch_size
@@ -266,6 +271,7 @@ class ShardStream(IterableDataset[Any]):
         self.limits = limits
         self.rank = rank
         self.world_size = world_size
+        self.done = done
         self.epoch = 0
         self.batches_done = 0
 
@@ -309,7 +315,7 @@ class ShardStream(IterableDataset[Any]):
     def _once(self, worker: int, workers: int) -> Iterator[tuple[str, str, bytes | str]]:
         reader = self.rank * workers + worker
         for path in self.shards[reader :: self.world_size * workers]:
-            yield from read_shard(path)
+            yield from read_shard(path, lambda _, clip_id: clip_id not in self.done)
 
     def _forever(self, worker: int, workers: int) -> Iterator[tuple[str, str, bytes | str]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.shards))
@@ -361,8 +367,8 @@ class PicturesOfShard(ShardStream):
             limits=limits,
             rank=0,
             world_size=1,
+            done=done,
         )
-        self.done = done
 
     def _once(self, worker: int, workers: int) -> Iterator[tuple[str, str, bytes | str]]:
         def mine(number: int, clip_id: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -278,6 +278,10 @@ class Mixture(PackedRecords):
         """The clip of `epoch * num_draws + position`."""
         return self.draw(*divmod(code, self.num_draws))
 
+    def without(self, clip_ids: Collection[str]) -> Mixture:
+        """The whole mixture: what it gives is drawn, and comes more than once anyway."""
+        return self
+
     def set_of(self, epoch: int, position: int) -> MixedSet:
         """The set that a position of an epoch belongs to."""
         draw = np.random.default_rng((self.seed, epoch, position // self.together, 0))
@@ -490,8 +494,8 @@ class InstructionsDataModule(CaptionDataModule):
             questions=self.questions,
         )
 
-    def _loader_options(self, split: Split) -> dict[str, Any]:
-        options = super()._loader_options(split)
+    def _loader_options(self, split: Split, records: PackedRecords) -> dict[str, Any]:
+        options = super()._loader_options(split, records)
         plain: ClipDataset = options["dataset"]
         options["dataset"] = MixtureDataset(plain.records, plain.settings, seed=self.seed, training=split == "train")
         return options

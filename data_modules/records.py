@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,3 +121,8 @@ class PackedRecords:
         record = ClipRecord(**json.loads(self._bytes[start : self._ends[index]].tobytes()))
         record.cached = {modality: (row, length) for modality, (row, length) in record.cached.items()}
         return record
+
+    def without(self, clip_ids: Collection[str]) -> PackedRecords:
+        """The other clips, in the same order."""
+        records = (self[index] for index in range(len(self)))
+        return PackedRecords(record for record in records if record.clip_id not in clip_ids)

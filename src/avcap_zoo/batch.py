@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -147,6 +147,8 @@ class ClipSource(Protocol):
         num_frames: frames of each clip.
         image_size_px: side of the frames.
         modalities: what it decodes.
+        predict_split: the split that `predict` captions.
+        captioned_before: asked by `predict` for ids to leave out.
         skipped: clips that could not be read so far, by split and id.
     """
 
@@ -155,6 +157,8 @@ class ClipSource(Protocol):
     num_frames: int
     image_size_px: int
     modalities: tuple[Modality, ...]
+    predict_split: Split
+    captioned_before: Callable[[], Collection[str]]
     skipped: dict[Split, dict[str, SkippedClip]]
 
     def num_official(self, split: Split) -> int:
@@ -163,8 +167,8 @@ class ClipSource(Protocol):
     def describe_split(self, split: Split) -> dict[str, Any]:
         """What a split was read from and what of it is here, for the files of results."""
 
-    def fingerprint(self) -> str:
-        """Short hash of the training clips and of how they are decoded."""
+    def fingerprint(self, split: Split = "train") -> str:
+        """Short hash of the clips of a split and of how they are decoded."""
 
     def label_names(self, kind: Literal["sounds", "objects"]) -> list[str]:
         """Sorted labels of the training clips; empty when they have none."""

@@ -37,7 +37,7 @@ Trained = TypeVar("Trained", bound=System)
 
 
 def processes(number: int) -> dict[str, Any]:
-    """Options of a Trainer. What a forked process hands back after a fit is no checkpoint, and ours would refuse it."""
+    """Options of a Trainer with Lightning's own checkpoints."""
     return {"devices": number, "strategy": "ddp_fork", "plugins": []} if number > 1 else {"devices": 1}
 
 

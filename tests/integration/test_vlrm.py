@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from PIL import Image
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -23,6 +24,7 @@ from avcap_zoo.batch import Batch
 from avcap_zoo.cli.main import lightning
 from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
 from avcap_zoo.errors import ConfigError, NonFiniteLossError
+from avcap_zoo.systems.signals import SaveOnSignal
 from avcap_zoo.systems.vlrm import VLRM
 from avcap_zoo.systems.vlrm.model import Rollout
 from avcap_zoo.systems.vlrm.module import MonitorSettings, warm_up_share
@@ -53,7 +55,7 @@ def train(system: VLRM, folder: Path, *batches: Batch, **options: Any) -> Traine
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(options.get("callbacks")),
         enable_model_summary=False,
         max_epochs=1,
         log_every_n_steps=1,
@@ -330,13 +332,25 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.clip_ids[rows], batch.captions[rows], batch.caption[rows], frames=batch.frames[rows])
 
 
+class TellToSave(SaveOnSignal):
+    """Tells the second process to save as the second step begins; it has one micro-batch, and the first has two."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def work(rank: int, folder: str, port: int) -> None:
     """One of two processes, each with its share of every batch."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     system = seeded_system(micro_batch_size=3)
     batches = [rows_of(toy.batch(6, seed=seed), SHARES[rank]) for seed in range(2)]
-    trainer = train(system, Path(folder), *batches, devices=2, strategy="ddp", use_distributed_sampler=False)
+    told = TellToSave()
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "callbacks": [told]}
+    trainer = train(system, Path(folder), *batches, **options)
+    assert told.path is not None
+    assert torch.load(told.path, weights_only=True)["global_step"] == 1  # given up, and done again
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"tensors": trained_tensors(system), "logged": logged}, Path(folder) / f"{rank}.pt")
 

@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from avcap_zoo import __version__
 from avcap_zoo.batch import Batch, SkippedClip
 from avcap_zoo.data_modules.dataset import ClipDataset, collate_or_error
 from avcap_zoo.data_modules.images import PicturesOfShard
@@ -154,12 +152,7 @@ class Captioner:
 
     def provenance(self) -> dict[str, Any]:
         """What is written beside every caption: system, decode settings, versions."""
-        versions = {name: version(name) for name in ("lightning", "torch", "transformers")}
-        return {
-            "system": type(self.system).__name__,
-            "decode": self.system.decode_settings(),
-            "versions": {"avcap_zoo": __version__, **versions},
-        }
+        return self.system.provenance()
 
     def _caption_batch(self, batch: Batch, explain: bool) -> list[Explanation]:
         started = time.perf_counter()

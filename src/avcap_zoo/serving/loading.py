@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -26,7 +25,6 @@ from avcap_zoo.errors import WeightsError
 from avcap_zoo.systems.base import CHECKPOINT_KEY, System
 from avcap_zoo.systems.captions import CaptionSystem
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
-from avcap_zoo.weights.fingerprint import fingerprint
 
 OWN_SYSTEMS = "avcap_zoo.systems."
 """Classes that a checkpoint may name by itself; others must be named by the user, because importing runs code."""
@@ -107,8 +105,7 @@ def load_system(
     decode, assumed = _decoding(system, settings, note.get("data") or {}, asked)
     trainer = settings.get("trainer") or {}
     precision = trainer.get("precision") or (note.get("data") or {}).get("precision") or "32-true"
-    weights = "none" if content is None else fingerprint(content["state_dict"]) + str(note.get("frozen"))
-    made_by = _hash([type(system).__name__, system.init_args, weights, asdict(replace(decode, on_error="skip"))])
+    made_by = system.maker(asdict(replace(decode, on_error="skip")))
     return Loaded(system.eval(), decode, str(precision), assumed, made_by)
 
 
@@ -206,7 +203,3 @@ def _decoding(
         ),
         tuple(assumed),
     )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

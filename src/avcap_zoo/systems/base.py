@@ -8,7 +8,7 @@ import random
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,19 @@ class StepWork:
     clips_at_once: int | None = None
 
 
+@dataclass
+class Interruption:
+    """How a step that takes long learns of a signal and gives way to it. All processes ask, and obey, together.
+
+    Attributes:
+        waits: whether a signal waits for the step, which can be given up.
+        obey: called when everything is as before the step: saves a checkpoint; raises if the run is to end.
+    """
+
+    waits: Callable[[], bool]
+    obey: Callable[[], None]
+
+
 class System(LightningModule):
     """Base of everything that Lightning runs here.
 
@@ -117,6 +130,8 @@ class System(LightningModule):
     model: nn.Module
     may_be_shared_out: ClassVar[bool] = False
     """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
+    gives_way: ClassVar[bool] = False
+    """Whether a step asks its `interruption` between its parts."""
 
     def __init__(self, optimizer: OptimizerSettings, init_args: Mapping[str, Any]) -> None:
         super().__init__()
@@ -126,8 +141,10 @@ class System(LightningModule):
         self.prepared = False
         self.decoding: dict[str, int | str] = {}
         self._rng_states: dict[str, Any] | None = None
+        self.interruption: Interruption | None = None
         self._clock = (0.0, 0)
         self._skipped_in_a_row = 0
+        self._leaves_out = False
 
     @property
     @abstractmethod
@@ -199,8 +216,8 @@ class System(LightningModule):
             NonFiniteLossError: the loss is NaN or infinite, and such batches are not skipped; names the clips. No step
                 has been taken on it.
         """
-        if len(batch) == 0:
-            return None
+        if not self.every_process_has(batch):
+            return self._left_out()
         skips = self.optimizer_settings.on_non_finite_loss == "skip"
         statistics = self._running_statistics() if skips else []
         losses = self.training_loss(batch)
@@ -220,12 +237,30 @@ class System(LightningModule):
                 self._skipped_in_a_row += 1
                 for buffer, before in statistics:
                     buffer.copy_(before)
-                return None
+                return self._left_out()
             self._skipped_in_a_row = 0
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         return total
+
+    def every_process_has(self, batch: Batch) -> bool:
+        """Whether no process got a batch without clips; else all leave the step out, or some would wait for ever."""
+        alone = self._trainer is None or self.trainer.world_size == 1
+        return len(batch) > 0 if alone else self.trainer.strategy.reduce_boolean_decision(len(batch) > 0)
+
+    def _left_out(self) -> Tensor | None:
+        """What a step that is left out returns: on several processes Lightning takes no None for it."""
+        if self.trainer.world_size == 1:
+            return None
+        self._leaves_out = True
+        return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer pass over a step that is left out: its moments would move the weights."""
+        if self._leaves_out:
+            optimizer.zero_grad()
+            self._leaves_out = False
 
     def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
         """What normalisation layers move in a forward pass, each with a copy of it."""

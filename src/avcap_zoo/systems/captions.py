@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +19,11 @@ from numpy.typing import NDArray
 
 from avcap_zoo import __version__
 from avcap_zoo.backbones.language import is_shared_out
-from avcap_zoo.batch import Batch, ClipSource, run_folder
+from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.systems.base import OptimizerSettings, System
-from avcap_zoo.systems.predictions import SortedRows, merge
+from avcap_zoo.systems.predictions import SortedRows, ids_put_down, merge
+from avcap_zoo.weights.fingerprint import fingerprint
 
 Stage = Literal["val", "test"]
 _SHOWN_CAPTIONS = 3
@@ -115,6 +118,14 @@ class CaptionSystem(System):
 
     # Steps
 
+    def setup(self, stage: str) -> None:
+        """Check as in the base; predictions take up what an earlier run has left."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        self._predictions = None
+        if stage == "predict" and isinstance(data, ClipSource):
+            data.captioned_before = self._captioned_before
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember; look inside once per validation."""
         self._caption_and_score(batch, "val")
@@ -143,9 +154,12 @@ class CaptionSystem(System):
 
     def on_predict_epoch_start(self) -> None:
         """Forget the last captions."""
-        # Every process asks its own logger, but only that of the first one knows the folder of the run.
-        folder = Path(self.trainer.strategy.broadcast(str(run_folder(self.trainer))))
-        self._predictions = SortedRows(folder, self.global_rank)
+        if self._predictions is None:  # nobody can say whether an earlier run had the same data
+            folder = Path(self.trainer.default_root_dir) / "predicting"
+            if self.trainer.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.trainer.strategy.barrier()
+            self._predictions = SortedRows(folder)
 
     def on_validation_epoch_end(self) -> None:
         """Score the captions and show some of them."""
@@ -178,7 +192,7 @@ class CaptionSystem(System):
             "clips_official": official,
             "clips_skipped": sorted(data.skipped.get("test", {})) if isinstance(data, ClipSource) else [],
             "data": data.describe_split("test") if isinstance(data, ClipSource) else None,
-            **self._provenance(),
+            **self.provenance(),
         }
         if self.trainer.is_global_zero:
             (self._folder() / "test_scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -189,9 +203,20 @@ class CaptionSystem(System):
         self._predictions.put_down()
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            folder = self._predictions.folder
-            count = merge(folder, folder / "predictions.jsonl", self._provenance())
-            rank_zero_info(f"{count} captions written to {folder / 'predictions.jsonl'}")
+            path = self._folder() / "predictions.jsonl"
+            count = merge(self._predictions.folder, path, self.provenance())
+            rank_zero_info(f"{count} captions written to {path}")
+
+    def _captioned_before(self) -> set[str]:
+        """Ids that a stopped run of the same weights, settings and clips has captioned; all processes must ask."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        clips = data.fingerprint(data.predict_split) if self.trainer.is_global_zero else ""
+        name = self.trainer.strategy.broadcast(f"predicting-{self.maker(self.decoding, clips)}")
+        self._predictions = SortedRows(Path(self.trainer.default_root_dir) / name)
+        done = ids_put_down(self._predictions.folder)
+        if done:
+            rank_zero_info(f"{len(done)} clips were captioned before an earlier run was stopped ({name})")
+        return done
 
     # Output
 
@@ -238,7 +263,13 @@ class CaptionSystem(System):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         rank_zero_info(f"{len(rows)} captions written to {path}")
 
-    def _provenance(self) -> dict[str, Any]:
+    def maker(self, *further: Any) -> str:
+        """16 hexadecimal digits that change with weights, settings, and further things that captions depend on."""
+        parts = [type(self).__name__, self.init_args, fingerprint(self.state_dict()), *further]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def provenance(self) -> dict[str, Any]:
+        """What is written beside captions: system, decode settings, versions."""
         versions = {name: version(name) for name in ("lightning", "torch", "transformers")}
         return {
             "system": type(self).__name__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avcap_zoo.batch import run_folder
-from avcap_zoo.systems.base import rng_states, set_rng_states
+from avcap_zoo.systems.base import Interruption, System, rng_states, set_rng_states
 
 CHECKPOINT_NAME = "on_signal.ckpt"
 # SIGUSR1 first: where both are sent, the second ends the run.
@@ -28,7 +30,8 @@ class SaveOnSignal(Checkpoint):
     all processes of the run whichever of them got it. Then the checkpoint is written and the signal handed on to
     whoever had it before: on SIGTERM Lightning ends the run; on SIGUSR1 it requeues the job under SLURM, and elsewhere
     the run goes on. A run that goes on from the checkpoint is bitwise the one that was not stopped; a validation that
-    was under way is done again from its start.
+    was under way is done again from its start. A system whose steps take long may give a step up instead: then the
+    checkpoint is that of before it.
 
     Attributes:
         path: the checkpoint written last, or None.
@@ -41,6 +44,8 @@ class SaveOnSignal(Checkpoint):
         self._stopping = False
         self._in_validation = False
         self._rng_before_validation: dict[str, Any] = {}
+        self._in_step = False
+        self._loops_before_step: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has set its own handlers by now."""
@@ -48,17 +53,23 @@ class SaveOnSignal(Checkpoint):
         self._stopping = False
         if threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._loops_before_step = {}
+        if isinstance(pl_module, System) and pl_module.gives_way:
+            pl_module.interruption = Interruption(partial(self._waits, trainer), partial(self._give_way, trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        if isinstance(pl_module, System):
+            pl_module.interruption = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Obey what came during the step."""
         self._obey(trainer)
+        self._remember_loops(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the random states that a repeated validation begins with."""
@@ -81,9 +92,19 @@ class SaveOnSignal(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Obey what came while scores were computed."""
         self._obey(trainer)
+        self._remember_loops(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the end of the epoch before: from there Lightning does not go on exactly."""
+        self._loops_before_step = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In the midst of a validation: put down that its first batch is under way, so that it begins again."""
+        """Put down where a run goes on that is saved in the midst of a validation, or of a step.
+
+        Of the validation the first batch is under way, so that it begins again. The step has not begun.
+        """
+        if self._in_step:
+            checkpoint["loops"] = self._loops_before_step
         if not self._in_validation:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -92,8 +113,42 @@ class SaveOnSignal(Checkpoint):
             progress[part] |= {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
         progress["is_last_batch"] = False
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the best checkpoints of the earlier part of a run count in a new folder, if they are there still.
+
+        Lightning's ModelCheckpoint forgets them when its folder has changed, and would call the first one after it the
+        best. It removes none outside its own folder.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                state = checkpoint.get("callbacks", {}).get(callback.state_key)
+                if state is not None and all(Path(path).is_file() for path in state["best_k_models"]):
+                    state["dirpath"] = callback.dirpath
+
     def _note(self, number: int, _: Any) -> None:
         self._noted.add(number)
+
+    def _remember_loops(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep where the run stands, at moments from which Lightning goes on exactly: within a step it would not."""
+        if isinstance(pl_module, System) and pl_module.interruption is not None:
+            self._loops_before_step = trainer._checkpoint_connector._get_loops_state_dict()
+
+    def _waits(self, trainer: Trainer) -> bool:
+        """Whether any process has noted a signal, and it is known where the run stood before the step."""
+        noted = bool(self._noted) and bool(self._loops_before_step)
+        return trainer.strategy.reduce_boolean_decision(noted, all=False)
+
+    def _give_way(self, trainer: Trainer) -> None:
+        """Obey in a step that was given up.
+
+        Raises:
+            SIGTERMException: the run is to end.
+        """
+        self._in_step = True
+        self._obey(trainer)
+        self._in_step = False
+        if trainer.received_sigterm:
+            raise SIGTERMException
 
     def _obey(self, trainer: Trainer) -> None:
         """Save and hand on the signals that any process has noted; once the run is ending, save what has come since."""

@@ -19,6 +19,9 @@ from typing_extensions import override
 
 from avcap_zoo.errors import AvcapError, WeightsError, first_line
 
+HANDED_BACK = ".temp.ckpt"
+"""What Lightning's `ddp_spawn` and `ddp_fork` call the bare weights that they hand to the process they came from."""
+
 
 class CheckpointSaveError(AvcapError):
     """A checkpoint could not be written; the previous one is whole."""
@@ -93,7 +96,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise WeightsError(
                 f"checkpoint {path} cannot be read (damaged, or not made by us): {first_line(error)}"
             ) from error
-        if not isinstance(content, dict) or "state_dict" not in content:
+        if not isinstance(content, dict) or ("state_dict" not in content and Path(path).name != HANDED_BACK):
             raise WeightsError(f"{path} is not a checkpoint of a training run: it has no 'state_dict'")
         return content
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ from avcap_zoo.systems.vlrm.rewards import Reward, RewardSettings, SampledCaptio
 from avcap_zoo.systems.vlrm.value_head import ValueHead, ValueHeadSettings
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
+Part = TypeVar("Part")
+
+
+class Paced(Protocol):
+    """Gives the parts of a piece of work one by one; between two of them the iteration may be given up."""
+
+    def __call__(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """The same parts."""
 
 
 @dataclass
@@ -109,6 +117,11 @@ def alone(rows: Tensor) -> tuple[Tensor, int]:
     return rows, 0
 
 
+def unpaced(parts: Iterable[Part]) -> Iterator[Part]:
+    """`paced` for work that is done whole."""
+    return iter(parts)
+
+
 class VLRMModel(nn.Module):
     """VLRM (arXiv 2404.01911): a BLIP-2 captioner, its value head and the rewards. Always in evaluation mode.
 
@@ -169,12 +182,13 @@ class VLRMModel(nn.Module):
     # Sampling and judging
 
     @torch.no_grad()
-    def collect(self, batch: Batch, gather: Gather = alone) -> Rollout:
+    def collect(self, batch: Batch, gather: Gather = alone, paced: Paced = unpaced) -> Rollout:
         """Draw one caption per clip and compute the return of each token (step 1 of the iteration).
 
         Args:
             batch: pictures, at least one clip.
             gather: rows of all processes and where this one's begin.
+            paced: the captions that are drawn, or judged, at once.
 
         Raises:
             ConfigError: the batch has no pictures.
@@ -182,10 +196,13 @@ class VLRMModel(nn.Module):
         """
         images = middle_frames(batch)
         rows = range(0, len(images), self.update.sampling_batch_size or len(images))
-        chunks = [images[start : start + rows.step] for start in rows]
-        features = [self.captioner.encode_images(chunk) for chunk in chunks]
-        prefixes = [self.captioner.project(chunk) for chunk in features]
-        drawn = [self.captioner.sample(prefix, self.sampling) for prefix in prefixes]
+        features: list[Tensor] = []
+        prefixes: list[Tensor] = []
+        drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in paced(rows):
+            features.append(self.captioner.encode_images(images[start : start + rows.step]))
+            prefixes.append(self.captioner.project(features[-1]))
+            drawn.append(self.captioner.sample(prefixes[-1], self.sampling))
         length = max(tokens.shape[1] for tokens, _, _ in drawn)
         pad = nn.functional.pad
         captions = self.describe(
@@ -197,7 +214,7 @@ class VLRMModel(nn.Module):
             torch.cat([ended for _, _, ended in drawn]),
             batch.captions,
         )
-        return self.judge(captions, torch.cat(prefixes), gather)
+        return self.judge(captions, torch.cat(prefixes), gather, paced)
 
     def describe(
         self,
@@ -217,18 +234,21 @@ class VLRMModel(nn.Module):
         )
 
     @torch.no_grad()
-    def judge(self, captions: SampledCaptions, prefix: Tensor, gather: Gather = alone) -> Rollout:
+    def judge(
+        self, captions: SampledCaptions, prefix: Tensor, gather: Gather = alone, paced: Paced = unpaced
+    ) -> Rollout:
         """Pay the captions by all rewards.
 
         Args:
             captions: this process's whole batch.
             prefix: (B, Q, H) they were drawn with.
             gather: as of `collect`.
+            paced: as of `collect`.
         """
         size = self.update.sampling_batch_size or len(captions.clip_ids)
         terms: dict[str, Tensor] = {}
         for name, reward in self.reward_items():
-            measured = [reward.measure(part, self.captioner) for part in split(captions, size)]
+            measured = [reward.measure(part, self.captioner) for part in paced(split(captions, size))]
             terms[name] = reward.finish(torch.cat(measured), gather).to(captions.tokens.device).float()
             wanted = captions.mask.shape if reward.per_token else captions.mask.shape[:1]
             if terms[name].shape != wanted:
@@ -251,13 +271,16 @@ class VLRMModel(nn.Module):
 
     # Losses
 
-    def value_pass(self, rollout: Rollout, counts: Tensor, backward: Callable[[Tensor], None]) -> tuple[Tensor, Tensor]:
+    def value_pass(
+        self, rollout: Rollout, counts: Tensor, backward: Callable[[Tensor], None], paced: Paced = unpaced
+    ) -> tuple[Tensor, Tensor]:
         """Values of all tokens, and the gradient of the value loss (step 2): adapters on, image embeddings fixed.
 
         Args:
             rollout: of this process.
             counts: `Rollout.counts` summed over the processes.
             backward: called with the loss of each micro-batch; their sum is the loss of the whole batch.
+            paced: the micro-batches.
 
         Returns:
             (B, T) float32 values without gradient, and the loss of this process's part.
@@ -266,7 +289,7 @@ class VLRMModel(nn.Module):
         values = torch.zeros_like(rollout.returns)
         total = values.new_zeros(())
         with self.captioner.in_training():
-            for rows, tokens, mask in self._micro_batches(rollout):
+            for rows, tokens, mask in paced(self._micro_batches(rollout)):
                 states = self.captioner.states(rollout.prefix[rows].detach(), tokens, mask)
                 chosen = states[:, :-1] if self.update.value_position == "before" else states[:, 1:]
                 found = self.value_head(chosen)
@@ -278,7 +301,12 @@ class VLRMModel(nn.Module):
         return values, total
 
     def policy_pass(
-        self, rollout: Rollout, advantages: Tensor, counts: Tensor, backward: Callable[[Tensor], None]
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        counts: Tensor,
+        backward: Callable[[Tensor], None],
+        paced: Paced = unpaced,
     ) -> PolicyPass:
         """Gradient of the policy loss (step 3): adapters off, through projection, Q-Former and query tokens.
 
@@ -287,6 +315,7 @@ class VLRMModel(nn.Module):
             advantages: (B, T) whitened.
             counts: `Rollout.counts` summed over the processes.
             backward: called with the loss of each micro-batch.
+            paced: the micro-batches.
 
         Source: VLRM, eq. 4.
         """
@@ -294,7 +323,7 @@ class VLRMModel(nn.Module):
         total = log_probs.new_zeros(())
         # The backward pass stays inside: with checkpointing it runs the language model again.
         with self.captioner.in_training(), adapters_off(self.captioner.language_model):
-            for rows, tokens, mask in self._micro_batches(rollout):
+            for rows, tokens, mask in paced(self._micro_batches(rollout)):
                 length = tokens.shape[1]
                 prefix = self.captioner.project(rollout.captions.features[rows])
                 logits = self.captioner.logits(self.captioner.states(prefix, tokens, mask))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -19,12 +19,20 @@ from avcap_zoo.backbones.language import GenerationSettings
 from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.errors import ConfigError, NonFiniteLossError
 from avcap_zoo.ops.returns import explained_variance, whiten
-from avcap_zoo.systems.base import CHECKPOINT_KEY, MOST_SKIPPED, OptimizerSettings, Requirements, StepWork
+from avcap_zoo.systems.base import (
+    CHECKPOINT_KEY,
+    MOST_SKIPPED,
+    OptimizerSettings,
+    Requirements,
+    StepWork,
+    rng_states,
+    set_rng_states,
+)
 from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings, Stage
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
 from avcap_zoo.systems.vlrm.evaluation import RecallJudge, RecallSettings, fluency, wording
-from avcap_zoo.systems.vlrm.model import PolicyPass, Rollout, UpdateSettings, VLRMModel
+from avcap_zoo.systems.vlrm.model import Part, PolicyPass, Rollout, UpdateSettings, VLRMModel
 from avcap_zoo.systems.vlrm.rewards import RewardSettings, all_options, make_reward
 from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
 
@@ -63,6 +71,10 @@ class MonitorSettings:
     num_images: int = 4
 
 
+class _GivenUpError(Exception):
+    """An iteration gives way to a signal."""
+
+
 class VLRM(CaptionSystem):
     """Image captioning taught by the judgement of other models, without labels.
 
@@ -87,6 +99,7 @@ class VLRM(CaptionSystem):
     """
 
     model: VLRMModel
+    gives_way: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -197,21 +210,41 @@ class VLRM(CaptionSystem):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One iteration: sample, judge, value pass, policy pass, one step of each optimizer.
 
+        It takes long. A signal that comes before its gradients are complete is obeyed as if it had come before the
+        iteration, which is then done again.
+
         Raises:
             NonFiniteRewardError: a reward is not finite and such captions are not to be skipped.
             NonFiniteLossError: a loss or gradient is not finite; no step has been taken on it.
         """
+        if not self.every_process_has(batch):
+            return
+        random_states = rng_states()
+        while True:
+            try:
+                self._iterate(batch)
+            except _GivenUpError:
+                for parameter in [*self.model.policy_parameters(), *self.model.value_parameters()]:
+                    parameter.grad = None
+                set_rng_states(random_states)
+                assert self.interruption is not None
+                self.interruption.obey()
+            else:
+                return
+
+    def _iterate(self, batch: Batch) -> None:
+        """An iteration, which may be given up between its parts."""
         self._remember_shown(batch)
-        rollout = self.model.collect(batch, self._gather)
+        rollout = self.model.collect(batch, self._gather, self._paced)
         counts = self._total(rollout.counts())
         skipped = self._total(torch.tensor(float(len(batch)), device=self.device)) - counts[0]
         if skipped > 0:
             rank_zero_warn(f"step {self.global_step}: {int(skipped)} captions left out, their rewards are not finite")
         with self._local_gradients():
-            values, value_loss = self.model.value_pass(rollout, counts, self.manual_backward)
+            values, value_loss = self.model.value_pass(rollout, counts, self.manual_backward, self._paced)
             advantages = rollout.returns - values
             whitened = whiten(advantages, rollout.mask, spread=self.update.advantage_std, total=self._total)
-            policy = self.model.policy_pass(rollout, whitened, counts, self.manual_backward)
+            policy = self.model.policy_pass(rollout, whitened, counts, self.manual_backward, self._paced)
         losses = {"value": self._total(value_loss), "policy": self._total(policy.loss)}
         norms = self._step(losses, batch)
         if norms is None:
@@ -294,6 +327,22 @@ class VLRM(CaptionSystem):
         torch.distributed.all_gather(gathered, padded)
         everyone = torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
         return everyone, sum(counts[: self.global_rank])
+
+    def _paced(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Give part after part, and after each ask for signals: as often on every process, as all of them must.
+
+        Raises:
+            _GivenUpError: there is one.
+        """
+        if self.interruption is None:
+            yield from parts
+            return
+        own = list(parts)
+        most = self._gather(torch.tensor([len(own)], device=self.device))[0].max()
+        for turn in range(int(most)):
+            yield from own[turn : turn + 1]
+            if self.interruption.waits():
+                raise _GivenUpError
 
     @contextmanager
     def _local_gradients(self) -> Iterator[None]:

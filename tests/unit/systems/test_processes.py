@@ -1,0 +1,68 @@
+"""Processes that train together without the same clips, or start in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from avcap_zoo.batch import Batch
+from avcap_zoo.systems.base import OptimizerSettings, Requirements, System
+from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
+
+
+class Line(System):
+    """One weight; every process that computes a loss waits for the others."""
+
+    def __init__(self) -> None:
+        super().__init__(OptimizerSettings(lr=0.1, warmup_steps=0, schedule="constant"), {})
+        self.model = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.model.weight)
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(None, ())
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        clips = self.mean_over_processes(torch.tensor(float(len(batch))))
+        return {"line": clips * self.model(torch.ones(len(batch), 1)).mean()}
+
+
+def batch_of(*ids: str) -> Batch:
+    return Batch(clip_ids=list(ids), captions=[[] for _ in ids], caption=["" for _ in ids])
+
+
+class Shares:
+    """Of the first so many batches the second has no clips on the second process."""
+
+    def __init__(self, system: System, count: int) -> None:
+        self.system, self.count = system, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in range(self.count):
+            yield batch_of() if number == 1 and self.system.global_rank == 1 else batch_of("a", "b")
+
+
+def trainer(folder: Path, **options: object) -> Trainer:
+    settings = {"accelerator": "cpu", "devices": 1, "logger": False, "plugins": [AtomicCheckpointIO()]}
+    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return Trainer(default_root_dir=folder, **(settings | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
+def test_a_process_without_clips_stops_nobody(tmp_path: Path) -> None:
+    system = Line()
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
+    run = trainer(tmp_path, strategy=strategy, devices=2, max_epochs=1, enable_checkpointing=False)
+    run.fit(system, Shares(system, 3))
+    # Adam goes down by lr in a step: these are the weights after two, handed back by a forked process.
+    assert next(system.parameters()).item() == pytest.approx(0.8, abs=1e-3)
