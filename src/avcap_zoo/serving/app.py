@@ -7,7 +7,7 @@ that forbids the browser to fetch any.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -121,7 +121,7 @@ class App:
     def _captions(self) -> None:
         gr = self.gradio
         modalities = self.captioner.system.requirements.modalities
-        kinds = {
+        kinds: dict[str, Callable[[], Any]] = {
             "Sound": lambda: gr.Audio(label="Sound", type="filepath", sources=["upload", "microphone"], buttons=[]),
             "Picture": lambda: gr.Image(
                 label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320

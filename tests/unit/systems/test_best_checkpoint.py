@@ -52,7 +52,8 @@ def test_the_best_of_a_run_is_the_best_of_all_its_parts(losses: tuple[float, ...
     for number, part in enumerate(("first", "second")):
         checkpoint = ModelCheckpoint(tmp_path / part, "best", monitor="val/loss", save_last=True)
         run = trainer(tmp_path, callbacks=[checkpoint, SaveOnSignal()], max_epochs=2 + number)
-        system, batches = Line(*losses), DataLoader([batch_of("a")], batch_size=None)  # type: ignore[arg-type]
+        system = Line(*losses)
+        batches: DataLoader[Batch] = DataLoader([batch_of("a")], batch_size=None)  # type: ignore[arg-type]
         last = tmp_path / "first/last.ckpt" if number else None
         run.fit(system, batches, batches, ckpt_path=last, weights_only=True)
     assert checkpoint.best_model_path == str(tmp_path / best / "best.ckpt")
