@@ -9,6 +9,9 @@ INSTALLED_HPU := .venv-hpu/.installed
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# Where the environment forbids bytecode, each of the many processes here would compile torch and all else anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo reproduce-tables test test-fast test-hpu lint format typecheck smoke docs figures dist clean
 
