@@ -1,18 +1,20 @@
 """What runs survive, measured: kill -9 in the midst of a save, SIGTERM, and 500 steps in the same memory.
 
-    python benchmarks/reliability.py            all of it
-    python benchmarks/reliability.py kills      one part: kills, sigterm or memory
+    python -m benchmarks.reliability            all of it
+    python -m benchmarks.reliability kills      one part: kills, sigterm or memory
 
 kills: a process saves checkpoints of --megabytes one after the other, its temporary files on another disk (--tmp), and
 is killed at a random moment of a save, --times times; each time the newest checkpoint must load, whole.
 sigterm: `avcap fit -c configs/tiny/clap.yaml` is told to end in training and in validation; the time until the
 checkpoint is there, and until the process is gone.
-memory: resident memory of a tiny LAVCap in training, after 100 steps and after 600.
+memory: resident memory in training after 100 steps and after 600, each system in a process of its own: LAVCap as in
+configs/tiny/lavcap.yaml, ZerAuCap's CLAP, VLRM and BuboGPT's second stage of the sizes at which the tests build them.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import signal
@@ -26,11 +28,14 @@ from pathlib import Path
 
 import torch
 
+from avcap_zoo.data_modules.base import CaptionDataModule
+from avcap_zoo.systems.base import System
 from avcap_zoo.systems.signals import CHECKPOINT_NAME
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("kills", "sigterm", "memory")
+SYSTEMS = ("LAVCap", "ZerAuCap's CLAP", "VLRM", "BuboGPT, stage 2")
 TINY = {"num_train": 64, "num_val": 16, "num_test": 2, "batch_size": 2}
 
 
@@ -118,11 +123,24 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure_memory(folder: Path, first: int, last: int) -> tuple[float, float]:
-    """Resident MB of a tiny LAVCap in training after so many steps and after so many."""
-    from lightning.pytorch import Callback, LightningModule, Trainer
+def tiny_system(name: str, folder: Path) -> tuple[System, CaptionDataModule]:
+    """One of `SYSTEMS` with its data in a folder."""
+    if name == "LAVCap":
+        from avcap_zoo.cli.parser import BuildOnly, run
 
-    from avcap_zoo.cli.parser import BuildOnly, run
+        data = [f"--data.init_args.{key}={value}" for key, value in TINY.items()]
+        words = ["fit", "-c", str(ROOT / "configs/tiny/lavcap.yaml"), *data, "--trainer.accelerator", "cpu"]
+        built = run("lightning", [*words, "--data.init_args.root", str(folder / "scenes")], BuildOnly)
+        return built.model, built.datamodule
+    from tests.integration.test_resume import captions_by_rewards, clap, stage_2
+
+    build = {"ZerAuCap's CLAP": clap, "VLRM": captions_by_rewards, "BuboGPT, stage 2": stage_2}[name]
+    return build(folder / "small_scenes", folder)
+
+
+def measure_memory(name: str, folder: Path, first: int, last: int) -> tuple[float, float]:
+    """Resident MB of a system in training after so many steps and after so many."""
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
     found: dict[int, float] = {}
 
@@ -132,13 +150,19 @@ def measure_memory(folder: Path, first: int, last: int) -> tuple[float, float]:
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             found[trainer.global_step] = resident_mb()
 
-    data = [f"--data.init_args.{key}={value}" for key, value in TINY.items()]
-    words = ["fit", "-c", str(ROOT / "configs/tiny/lavcap.yaml"), "--trainer.max_steps", str(last), *data]
-    words += ["--trainer.default_root_dir", str(folder / "memory"), "--trainer.limit_val_batches", "0"]
-    words += ["--data.init_args.root", str(folder / "scenes"), "--trainer.enable_progress_bar", "false"]
-    built = run("lightning", [*words, "--trainer.accelerator", "cpu"], BuildOnly)
-    built.trainer.callbacks = [Watch()]  # no preparation of backbones, no checkpoints
-    built.trainer.fit(built.model, datamodule=built.datamodule)
+    system, data = tiny_system(name, folder)
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=folder / "memory",
+        max_steps=last,
+        limit_val_batches=0,
+        callbacks=[Watch()],  # no preparation of backbones
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    trainer.fit(system, datamodule=data)
     return found[first], found[last]
 
 
@@ -169,8 +193,13 @@ def main() -> None:
                 saved_s, gone_s = measure_sigterm(folder, phase)
                 print(f"SIGTERM in {phase}: checkpoint after {saved_s:.2f} s, process gone after {gone_s:.1f} s")
         if "memory" in options.parts:
-            before, after = measure_memory(folder, 100, 600)
-            print(f"resident memory after 100 and 600 steps: {before:.1f} MB, {after:.1f} MB ({after - before:+.1f})")
+            for name in SYSTEMS:
+                with multiprocessing.get_context("spawn").Pool(1) as process:
+                    before, after = process.apply(measure_memory, (name, folder, 100, 600))
+                print(
+                    f"{name}: resident memory after 100 and 600 steps {before:.1f} MB, {after:.1f} MB "
+                    f"({after - before:+.1f})"
+                )
 
 
 if __name__ == "__main__":
