@@ -16,6 +16,7 @@ from avcap_zoo.data_modules.scenes import boxes, object_masks, render_frames_at,
 from avcap_zoo.data_modules.scenes.spotting import SceneDetector, SceneSegmenter, SceneTagger
 from avcap_zoo.ops.regions import box_iou, decode_rle, mask_iou
 from avcap_zoo.systems.bubogpt.grounding import Grounder
+from tests.integration.tiny_bubogpt import bird_and_phone
 from tests.unit.cli.running import Outcome, call
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +25,7 @@ TINY = str(ROOT / "configs/tiny/bubogpt_ground.yaml")
 
 @pytest.fixture
 def scene_file(tmp_path: Path) -> Path:
-    """A picture with a bird at the bottom left and a phone at the top right."""
-    scene = sample_scene(0, "test", 2)
-    path = tmp_path / "scene.png"
-    Image.fromarray(render_frames_at(scene, np.array([scene.duration_s / 2]), size_px=192)[0]).save(path)
-    return path
+    return bird_and_phone(tmp_path)
 
 
 def ground(capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:

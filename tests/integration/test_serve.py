@@ -17,7 +17,6 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,13 +24,12 @@ from PIL import Image
 from avcap_zoo.cli.main import avcap
 from avcap_zoo.cli.serve import address_of, listen
 from avcap_zoo.data_modules.dataset import DecodeSettings
-from avcap_zoo.data_modules.scenes import render_frames_at, sample_scene
 from avcap_zoo.data_modules.scenes.spotting import SceneDetector, SceneSegmenter, SceneTagger
 from avcap_zoo.serving.app import App
 from avcap_zoo.serving.caption import Captioner
 from avcap_zoo.serving.loading import Loaded
 from avcap_zoo.systems.bubogpt.grounding import Grounder
-from tests.integration.tiny_bubogpt import tiny_bubogpt
+from tests.integration.tiny_bubogpt import bird_and_phone, built_bubogpt
 from tests.unit.cli.running import BASE, call
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="needs avcap-zoo[app]")
@@ -40,9 +38,7 @@ pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="needs avcap
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A BuboGPT that answers "bird bird" to everything, with grounding: its page, a client of it, and its address."""
-    torch.manual_seed(0)
-    system = tiny_bubogpt()
-    system.configure_model()
+    system = built_bubogpt()
     word, sign = system.model.language.tokenizer("bird ###", add_special_tokens=False).input_ids[:2]
     steps: list[int] = []
 
@@ -57,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     folder = tmp_path_factory.mktemp("served")
     grounder = Grounder(SceneTagger(), SceneDetector(), SceneSegmenter())
     (folder / "uploads").mkdir()
-    app = App(Captioner(Loaded(system.eval(), decode, "32-true", (), "made"), "cpu"), grounder, folder / "uploads")
+    app = App(Captioner(Loaded(system, decode, "32-true", (), "made"), "cpu"), grounder, folder / "uploads")
     server = app.server()
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -76,11 +72,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
 
 @pytest.fixture(scope="module")
 def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture with a bird at the bottom left and a phone at the top right."""
-    scene = sample_scene(0, "test", 2)
-    path = tmp_path_factory.mktemp("scene") / "scene.png"
-    Image.fromarray(render_frames_at(scene, np.array([scene.duration_s / 2]), size_px=192)[0]).save(path)
-    return path
+    return bird_and_phone(tmp_path_factory.mktemp("scene"))
 
 
 def ask(client: Any, question: str, image: Any = None, sound: Any = None) -> tuple[list[str], Any, Any]:

@@ -1,18 +1,22 @@
-"""The smallest BuboGPT that still has every part, and batches for it."""
+"""The smallest BuboGPT that still has every part, batches for it, and a picture to ground in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from avcap_zoo.backbones.audio.imagebind import ImageBindAudioSettings
 from avcap_zoo.backbones.language import GenerationSettings, LanguageSettings
 from avcap_zoo.backbones.qformer import QFormerSettings
 from avcap_zoo.backbones.vision.eva import EVASettings
 from avcap_zoo.batch import Batch
+from avcap_zoo.data_modules.scenes import render_frames_at, sample_scene
 from avcap_zoo.ops.audio_clips import AudioClipSettings
 from avcap_zoo.systems.base import OptimizerSettings
 from avcap_zoo.systems.bubogpt.model import AudioSettings, JoinerSettings, JoinerTraining, VisionSettings
@@ -51,6 +55,22 @@ def tiny_bubogpt(
         scores=ScoreSettings(validation=("bleu",), test=("bleu",), tokenizer="python"),
         **options,
     )
+
+
+def built_bubogpt() -> BuboGPT:
+    """The same with its model, whose random weights are always the same, in evaluation."""
+    torch.manual_seed(0)
+    system = tiny_bubogpt()
+    system.configure_model()
+    return system.eval()
+
+
+def bird_and_phone(folder: Path) -> Path:
+    """A picture with a bird at the bottom left and a phone at the top right."""
+    scene = sample_scene(0, "test", 2)
+    path = folder / "scene.png"
+    Image.fromarray(render_frames_at(scene, np.array([scene.duration_s / 2]), size_px=192)[0]).save(path)
+    return path
 
 
 def mixed_batch(

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from avcap_zoo.data_modules.dataset import DecodeSettings
-from avcap_zoo.data_modules.scenes import render_frames_at, sample_scene
 from avcap_zoo.data_modules.scenes.spotting import SceneDetector, SceneSegmenter, SceneTagger
 from avcap_zoo.errors import AvcapError, ConfigError, MediaError
 from avcap_zoo.serving.app import explain_upload
@@ -21,24 +18,17 @@ from avcap_zoo.systems.bubogpt.chat import Message
 from avcap_zoo.systems.bubogpt.grounding import Grounder
 from avcap_zoo.systems.bubogpt.model import BuboGPTModel
 from tests.integration.tiny import tiny_lavcap
-from tests.integration.tiny_bubogpt import tiny_bubogpt
+from tests.integration.tiny_bubogpt import bird_and_phone, built_bubogpt
 
 
 @pytest.fixture(scope="module")
 def model() -> BuboGPTModel:
-    torch.manual_seed(0)
-    system = tiny_bubogpt()
-    system.configure_model()
-    return system.model.eval()
+    return built_bubogpt().model
 
 
 @pytest.fixture(scope="module")
 def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture with a bird at the bottom left and a phone at the top right."""
-    scene = sample_scene(0, "test", 2)
-    path = tmp_path_factory.mktemp("scene") / "scene.png"
-    Image.fromarray(render_frames_at(scene, np.array([scene.duration_s / 2]), size_px=192)[0]).save(path)
-    return path
+    return bird_and_phone(tmp_path_factory.mktemp("scene"))
 
 
 def test_text_alone_is_talked_about(model: BuboGPTModel) -> None:

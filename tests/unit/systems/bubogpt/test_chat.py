@@ -12,7 +12,7 @@ from avcap_zoo.backbones.language import GenerationSettings
 from avcap_zoo.errors import ConfigError, ShapeError
 from avcap_zoo.systems.bubogpt.chat import Chat, ChatSettings, chat_prompt
 from avcap_zoo.systems.bubogpt.model import BuboGPTModel
-from tests.integration.tiny_bubogpt import tiny_bubogpt
+from tests.integration.tiny_bubogpt import built_bubogpt
 
 GREEDY = ChatSettings(system="", generation=GenerationSettings(num_beams=1, max_new_tokens=12), sampling=None)
 PICTURE = torch.randint(0, 256, (3, 30, 50), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -20,10 +20,7 @@ PICTURE = torch.randint(0, 256, (3, 30, 50), generator=torch.Generator().manual_
 
 @pytest.fixture(scope="module")
 def model() -> BuboGPTModel:
-    torch.manual_seed(0)
-    system = tiny_bubogpt()
-    system.configure_model()
-    return system.model.eval()
+    return built_bubogpt().model
 
 
 def tone(duration_s: float, rate_hz: int, channels: int = 1) -> torch.Tensor:
