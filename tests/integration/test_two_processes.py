@@ -9,7 +9,9 @@ import csv
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
@@ -26,10 +28,15 @@ from avcap_zoo.data_modules.scenes.data_module import ScenesDataModule
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.bubogpt import BuboGPT
+from avcap_zoo.systems.captions import CaptionSystem
 from avcap_zoo.systems.lavcap import LAVCap
+from avcap_zoo.systems.vlrm import VLRM
+from avcap_zoo.systems.vlrm.module import MonitorSettings
+from avcap_zoo.systems.zeraucap import ZerAuCap
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
 from tests.integration.tiny_bubogpt import mixed_batch, tiny_bubogpt
 from tests.unit.systems.vlrm import toy
+from tests.unit.systems.zeraucap import toy as zeraucap_toy
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
 
@@ -130,21 +137,8 @@ MIXTURES = [
 
 
 def part_of(batch: Batch, share: slice) -> Batch:
-    assert batch.waveform is not None
-    assert batch.num_samples is not None
-    assert batch.frames is not None
-    assert batch.frame_mask is not None
-    assert batch.instruction is not None
-    return Batch(
-        batch.clip_ids[share],
-        batch.captions[share],
-        batch.caption[share],
-        batch.waveform[share],
-        batch.num_samples[share],
-        frames=batch.frames[share],
-        frame_mask=batch.frame_mask[share],
-        instruction=batch.instruction[share],
-    )
+    values = {name: value for name, value in vars(batch).items() if isinstance(value, list | Tensor)}
+    return replace(batch, **{name: value[share] for name, value in values.items()})
 
 
 class Keeper(Callback):
@@ -164,35 +158,36 @@ class Keeper(Callback):
 
 
 class Shares:
-    """Each process has its share of every batch."""
+    """Each process has its share of every batch; of two the first has so many clips, or half of them."""
 
-    def __init__(self, batches: list[Batch], system: System) -> None:
+    def __init__(self, batches: list[Batch], system: System, *firsts: int) -> None:
         self.batches = batches
         self.system = system
+        self.firsts = firsts or tuple(len(batch) // 2 for batch in batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         trainer = self.system.trainer
-        for batch in self.batches:
-            size = len(batch) // trainer.world_size
-            yield part_of(batch, slice(trainer.global_rank * size, (trainer.global_rank + 1) * size))
+        for batch, first in zip(self.batches, self.firsts, strict=True):
+            share = slice(first, None) if trainer.global_rank else slice(first)
+            yield batch if trainer.world_size == 1 else part_of(batch, share)
 
 
-def test_bubogpt_on_batches_that_lack_a_modality_on_one_process(tmp_path: Path) -> None:
+def run_bubogpt(folder: Path, options: Callable[[], dict[str, Any]]) -> BuboGPT:
+    """Fits and predicts."""
     batches = [mixed_batch([*first, *second]) for first, second in MIXTURES]
     for number, batch in enumerate(batches):
         batch.caption = ["a dog", "a dog barks and rain falls", "it rains", "a"][number:] + ["a red car"] * number
-    systems = []
-    for number in (1, 2):
-        system = still_bubogpt()
-        trainer = tiny_trainer(tmp_path / str(number), max_steps=4, **processes(number))
-        trainer.fit(system, Shares(batches, system))
-        tiny_trainer(tmp_path / str(number) / "predict", **processes(number)).predict(
-            system, Shares(batches[:1], system), return_predictions=False
-        )
-        systems.append(system)
+    system = still_bubogpt()
+    tiny_trainer(folder, max_steps=4, **options()).fit(system, Shares(batches, system))
+    tiny_trainer(folder / "predict", **options()).predict(system, Shares(batches[:1], system), return_predictions=False)
+    return system
+
+
+def test_bubogpt_on_batches_that_lack_a_modality_on_one_process(tmp_path: Path) -> None:
+    systems = [run_bubogpt(tmp_path / str(number), partial(processes, number)) for number in (1, 2)]
     assert_same_run(tmp_path / "1", tmp_path / "2", (systems[0], systems[1]))
     alone, together = (rows(tmp_path / str(number) / "predict/predictions.jsonl") for number in (1, 2))
     assert alone == together
@@ -220,42 +215,105 @@ def test_vlrm_is_scored_and_captions(scenes_root: Path, tmp_path: Path) -> None:
     assert found[1][1][0] == pytest.approx(found[0][1][0], abs=1e-6)
 
 
-def fit_still_lavcap(folder: Path, root: Path, number: int, **options: Any) -> LAVCap:
+# -- frozen layers that are shared out: every system, in every verb that it has ----------------------------------------
+
+Options = Callable[[], dict[str, Any]]
+
+
+def run_on_clips(system: CaptionSystem, folder: Path, batches: list[Batch], options: Options) -> None:
+    """Tests on batches of which one of two processes has less, and predicts on such as it has nothing of."""
+    for batch in batches:
+        batch.captions = [["a dog barks"] for _ in batch.clip_ids]
+    tiny_trainer(folder / "test", **options()).test(system, Shares(batches, system, 1, 4), verbose=False)
+    shares = Shares(batches, system, 0, len(batches[1]))
+    tiny_trainer(folder / "predict", **options()).predict(system, shares, return_predictions=False)
+
+
+def fit_lavcap(folder: Path, root: Path, options: Options) -> LAVCap:
     system = still_lavcap()
-    data = tiny_data(root, batch_size=4 // number, eval_batch_size=2)
+    of_trainer = options()
+    data = tiny_data(root, batch_size=4 // of_trainer["devices"], eval_batch_size=2)
     keeper = Keeper(folder / "end.ckpt")
-    tiny_trainer(folder, max_steps=2, val_check_interval=2, callbacks=[keeper], **options).fit(system, datamodule=data)
+    tiny_trainer(folder, max_steps=2, val_check_interval=2, callbacks=[keeper], **of_trainer).fit(system, data)
     return system
+
+
+def fit_vlrm(folder: Path, options: Options) -> VLRM:
+    torch.manual_seed(0)
+    monitor = MonitorSettings(every_n_steps=1, num_images=2)
+    update = {"gradient_checkpointing": True, "micro_batch_size": 2, "sampling_batch_size": 1}
+    system = toy.system(toy.ALL, monitor, **update)
+    system.sampling.top_k = 1  # captions that depend on no random numbers
+    batches = [toy.batch(6, seed=seed) for seed in range(2)]
+    keeper = Keeper(folder / "end.ckpt")
+    tiny_trainer(folder, max_steps=2, callbacks=[keeper], **options()).fit(system, Shares(batches, system, 5, 1))
+    run_on_clips(system, folder, batches, options)
+    return system
+
+
+def run_zeraucap(folder: Path, options: Options, **guided: Any) -> ZerAuCap:
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = [zeraucap_toy.sounds(0.8, 0.5, 0.9, 0.4, 0.7, 0.6, seed=seed) for seed in range(2)]
+    for number, batch in enumerate(batches):
+        batch.clip_ids = [f"{number}-{clip_id}" for clip_id in batch.clip_ids]
+    system = zeraucap_toy.built(zeraucap_toy.toy_system(folder, guided=guided))
+    run_on_clips(system, folder, batches, options)
+    return system
+
+
+def run_all(folder: Path, root: Path, options: Options) -> list[nn.Module]:
+    """The language models of all systems after everything."""
+    lavcap = fit_lavcap(folder / "lavcap", root, options)
+    bubogpt = run_bubogpt(folder / "bubogpt", options)
+    vlrm = fit_vlrm(folder / "vlrm", options)
+    plain, ahead = (run_zeraucap(folder / f"zeraucap{alpha}", options, alpha=alpha) for alpha in (0.0, 0.3))
+    written = [lavcap.model.language, bubogpt.model.language, plain.model.language, ahead.model.language]
+    return [*(language.model for language in written), vlrm.model.captioner.language_model]
+
+
+def shared_out() -> dict[str, Any]:
+    return {"devices": 2, "strategy": ShardedBaseStrategy(min_layer_parameters=1000)}
 
 
 def share_layers(rank: int, folder: str, root: str, port: int) -> None:
     """One of two processes."""
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    strategy = ShardedBaseStrategy(min_layer_parameters=1000)
-    system = fit_still_lavcap(Path(folder), Path(root), 2, devices=2, strategy=strategy)
-    layers = system.model.language.model.model.layers
-    own = sum(p.to_local().numel() for p in layers.parameters() if isinstance(p, DTensor))
-    whole = sum(p.numel() for p in layers.parameters() if not p.requires_grad)
-    assert own * 2 == whole > 0
+    models = run_all(Path(folder), Path(root), shared_out)
+    for model in models:
+        (stack,) = (part for name, part in model.named_modules() if name.endswith(".layers"))
+        own = sum(p.to_local().numel() for p in stack.parameters() if isinstance(p, DTensor))
+        whole = sum(p.numel() for p in stack.parameters() if not p.requires_grad)
+        assert own * 2 == whole > 0
 
 
 def test_frozen_layers_that_are_shared_out(scenes_root: Path, tmp_path: Path) -> None:
-    fit_still_lavcap(tmp_path / "1", scenes_root, 1)
+    run_all(tmp_path / "1", scenes_root, lambda: processes(1))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = (str(tmp_path / "2"), str(scenes_root), port)
     mp.start_processes(share_layers, args=arguments, nprocs=2, start_method="fork")  # type: ignore[attr-defined,no-untyped-call]
     one, two = tmp_path / "1", tmp_path / "2"
-    for wanted, found in zip(steps(one), steps(two), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5)
-    assert json.loads((two / "end.json").read_text()) == [4, []]  # every lora_B has a gradient
-    # The checkpoint is that of one device, with the weights of the toy base, which exist nowhere else.
-    alone, together = (torch.load(folder / "end.ckpt", weights_only=True) for folder in (one, two))
-    assert together["avcap_zoo"]["frozen"] == alone["avcap_zoo"]["frozen"]
-    assert together["state_dict"].keys() == alone["state_dict"].keys()
-    for name, tensor in alone["state_dict"].items():
-        torch.testing.assert_close(together["state_dict"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    for name, num_adapters, rel in (("lavcap", 4, 1e-5), ("bubogpt", 0, 1e-5), ("vlrm", 4, 1e-3)):
+        for wanted, found in zip(steps(one / name), steps(two / name), strict=True):
+            assert found == pytest.approx(wanted, rel=rel, abs=1e-5), name
+        if not num_adapters:
+            continue
+        assert json.loads((two / name / "end.json").read_text()) == [num_adapters, []]  # every lora_B has a gradient
+        # The checkpoint is that of one device, with the weights of the toy base, which exist nowhere else.
+        alone, together = (torch.load(folder / name / "end.ckpt", weights_only=True) for folder in (one, two))
+        assert together["avcap_zoo"]["frozen"] == alone["avcap_zoo"]["frozen"]
+        assert together["state_dict"].keys() == alone["state_dict"].keys()
+        for key, tensor in alone["state_dict"].items():
+            torch.testing.assert_close(together["state_dict"][key], tensor, rtol=rel, atol=2e-5, msg=key)
+    shown = "figures/captions-000001.png"
+    assert (one / "vlrm" / shown).read_bytes() == (two / "vlrm" / shown).read_bytes()
+    for name in ("bubogpt", "vlrm", "zeraucap0.0", "zeraucap0.3"):
+        kinds = ["predict/predictions.jsonl"] + ["test/test_captions.jsonl"] * (name != "bubogpt")
+        for kind in kinds:
+            captions = rows(one / name / kind)
+            assert rows(two / name / kind) == captions
+            assert len({len(caption) for _, caption in captions}) > 1, "all end alike: nobody goes on for another"
 
 
 @pytest.fixture
@@ -270,9 +328,6 @@ def group_of_one() -> Iterator[None]:
 
 @pytest.mark.usefixtures("group_of_one")
 def test_what_cannot_be_shared_out(scenes_root: Path, tmp_path: Path) -> None:
-    strategy = ShardedBaseStrategy()
-    with pytest.raises(ConfigError, match=r"VLRM runs on one device or with --trainer\.strategy ddp"):
-        tiny_trainer(tmp_path, strategy=strategy).test(toy.system(), vlrm_data(scenes_root), verbose=False)
     strategy = ShardedBaseStrategy()
     with pytest.raises(ConfigError, match="LAVCap has none of 20000000 parameters: use --trainer"):
         tiny_trainer(tmp_path, strategy=strategy).test(still_lavcap(), tiny_data(scenes_root), verbose=False)

@@ -1,4 +1,4 @@
-"""A frozen base that does not fit on one device, shared out over all of them; what is trained stays whole on each."""
+"""A language model that does not fit on one device, shared out over all of them; what is trained stays whole on each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -15,11 +16,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from avcap_zoo.backbones.language import is_shared_out
 from avcap_zoo.errors import ConfigError
 
 
 class ShardedBaseStrategy(DDPStrategy):
-    """DDP with the frozen layers shared out by FSDP2: each process keeps a part of each, and borrows it to compute.
+    """DDP with the frozen layers of language models shared out by FSDP2: each process keeps a part, and borrows the rest.
+
+    Processes must run such a layer equally often, or wait for each other for ever. Everything else, encoders too, is
+    whole on each and runs as often as each needs it.
 
     Adapters and whatever else is trained are on every device, as with DDP: their gradients are averaged as there, no
     unit mixes dtypes, and a checkpoint is the same file as on one device. The model is built in the memory of the
@@ -50,11 +55,17 @@ class ShardedBaseStrategy(DDPStrategy):
         """
         module = self.lightning_module
         assert module is not None
-        shared = list(frozen_layers(module, self.min_layer_parameters))
+        if not is_shared_out(module):  # by an earlier run
+            self._share_out(module)
+        super().model_to_device()
+
+    def _share_out(self, module: LightningModule) -> None:
+        models = language_models(module)
+        shared = [stack for model in models for stack in frozen_layers(model, self.min_layer_parameters)]
         if not shared:
             raise ConfigError(
-                f"trainer.strategy shares out frozen layers, and {type(module).__name__} has none of "
-                f"{self.min_layer_parameters} parameters: use --trainer.strategy ddp"
+                f"trainer.strategy shares out the frozen layers of language models, and {type(module).__name__} has "
+                f"none of {self.min_layer_parameters} parameters: use --trainer.strategy ddp"
             )
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for parent, layers in shared:
@@ -67,7 +78,14 @@ class ShardedBaseStrategy(DDPStrategy):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, parts)
         count = sum(len(layers) for _, layers in shared)
         rank_zero_info(f"{count} frozen layers shared out over {self.world_size} processes")
-        super().model_to_device()
+
+
+def language_models(module: nn.Module) -> list[nn.Module]:
+    """The parts that write text; of one within another (BLIP-2's) the inner one."""
+    from transformers import GenerationMixin
+
+    found = [part for part in module.modules() if isinstance(part, GenerationMixin)]
+    return [part for part in found if not any(isinstance(p, GenerationMixin) for p in part.modules() if p is not part)]
 
 
 def frozen_layers(module: nn.Module, min_parameters: int) -> Iterator[tuple[nn.Module, list[nn.Module]]]:

@@ -317,7 +317,7 @@ class CausalLanguageModel(nn.Module):
 
         Returns:
             (B, T) new token ids, right-padded with the pad token after each end token; T at most max_new_tokens and
-            at most what the model has positions for.
+            at most what the model has positions for; where layers are shared out, what it has for every process.
 
         Raises:
             ConfigError: not a single position is left.
@@ -331,6 +331,9 @@ class CausalLanguageModel(nn.Module):
         options["min_new_tokens"] = options.pop("min_length")
         room = self._check_room(text.attention_mask.shape[1] + 1) + 1
         options["max_new_tokens"] = min(options["max_new_tokens"], room)
+        shared = is_shared_out(self.model)
+        if shared:  # who is finished goes on as long as anyone writes, and must have the positions for it
+            options["max_new_tokens"] = -largest_of_processes(-options["max_new_tokens"], self.device)
         if sampling is not None:
             options |= asdict(sampling)
         if self.length_buckets:
@@ -356,7 +359,7 @@ class CausalLanguageModel(nn.Module):
                 generation_config=config,
                 stopping_criteria=criteria,
                 streamer=streamer,
-                synced_gpus=is_shared_out(self.model),
+                synced_gpus=shared,
                 **own,
             )
         # Beam search fills up with the end token where the pad token's id is 0.
@@ -372,6 +375,13 @@ class CausalLanguageModel(nn.Module):
 def is_shared_out(module: nn.Module) -> bool:
     """Whether layers of a module are shared out: all processes must then run it equally often."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def largest_of_processes(number: int, device: torch.device) -> int:
+    """The largest of the numbers that the processes have; all of them must ask."""
+    largest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 def bucket_of(length: int, buckets: Sequence[int]) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avcap_zoo.backbones.language import is_shared_out, largest_of_processes
 from avcap_zoo.errors import ConfigError, DataError, ShapeError
 
 RELEASED_STOP_TEXT = ". ! ?"
@@ -272,6 +273,7 @@ class GuidedDecoder:
         self.settings = settings
         self.begin_token = _begin_token(tokenizer)
         self.stop_tokens = frozenset(stop_token_ids(tokenizer) if stop_tokens is None else stop_tokens)
+        self._stack = next(p for p in model.modules() if any(isinstance(c, nn.ModuleList) for c in p.children()))
         # The prompt's logits are needed at its last place only; OPT cannot be told before transformers 5.
         spare = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_logits = {"logits_to_keep": 1} if spare else {}
@@ -310,7 +312,8 @@ class GuidedDecoder:
             trace: keep each step's candidates and their scores.
 
         Returns:
-            One `GuidedText` per prompt. They do not depend on the other prompts but for rounding.
+            One `GuidedText` per prompt. They do not depend on the other prompts but for rounding. Where layers of the
+            model are shared out, a process that is finished waits here for the others; each needs a prompt.
 
         Raises:
             ConfigError: see `prompt_ids`; or no scorer although beta > 0.
@@ -324,6 +327,7 @@ class GuidedDecoder:
         results = [GuidedText(row, [], "length", [] if trace else None) for row in rows]
         if not rows:
             return results
+        shared = is_shared_out(self.model)
         state = self._read_prompts(rows)
         stop_tokens = torch.tensor(sorted(self.stop_tokens), dtype=torch.long, device=state.logits.device)
         room = torch.tensor([settings.decoding_length - len(row) for row in rows], device=state.logits.device)
@@ -361,7 +365,10 @@ class GuidedDecoder:
             step += 1
             going = ~torch.isin(tokens[:, 0], stop_tokens) & (step < room[state.clips])
             kept = going.nonzero()[:, 0]
+            anyone_goes_on = shared and bool(largest_of_processes(len(kept), kept.device))
             if len(kept) == 0:
+                if anyone_goes_on:
+                    self._accompany(kept.device)
                 return results
             if ahead is not None:
                 state.follow(ahead, kept, chosen)
@@ -381,18 +388,24 @@ class GuidedDecoder:
         mask = columns >= width - lengths[:, None]
         positions = (columns - (width - lengths[:, None])).clamp_min(0)
         cache = _empty_cache()
-        output = self._forward(ids, mask, positions, cache, **self._last_logits)
-        context = None
-        if self.settings.alpha > 0:
-            context = F.normalize(output.hidden_states[-1].float(), dim=2)
+        logits, states = self._forward(ids, mask, positions, cache, **self._last_logits)
+        context = F.normalize(states.float(), dim=2) if self.settings.alpha > 0 else None
         clips = torch.arange(len(rows), device=device)
-        return _State(clips, cache, mask, lengths, output.logits[:, -1], context)
+        return _State(clips, cache, mask, lengths, logits, context)
+
+    def _accompany(self, device: torch.device) -> None:
+        """Run shared-out layers as often as the processes do that have not finished; what comes of it is nothing."""
+        token = torch.tensor([[self.begin_token]], device=device)
+        while True:
+            self.model(input_ids=token, use_cache=False)
+            if not largest_of_processes(0, device):
+                return
 
     def _read_tokens(self, state: _State, tokens: Tensor) -> None:
         """One more token of each clip. tokens: (A, 1)."""
         mask = F.pad(state.mask, (0, 1), value=True)
-        output = self._forward(tokens, mask, state.lengths[:, None], state.cache)
-        state.mask, state.lengths, state.logits = mask, state.lengths + 1, output.logits[:, -1]
+        logits, _ = self._forward(tokens, mask, state.lengths[:, None], state.cache)
+        state.mask, state.lengths, state.logits = mask, state.lengths + 1, logits
 
     def _read_candidates(self, state: _State, ids: Tensor) -> _Ahead:
         """One token of each of the m candidates of each clip, in one pass over a widened cache. ids: (A, m)."""
@@ -400,20 +413,29 @@ class GuidedDecoder:
         state.cache.batch_repeat_interleave(count)
         mask = F.pad(state.mask, (0, 1), value=True).repeat_interleave(count, dim=0)
         positions = state.lengths.repeat_interleave(count)[:, None]
-        output = self._forward(ids.reshape(-1, 1), mask, positions, state.cache)
-        hidden = F.normalize(output.hidden_states[-1].float(), dim=2)
-        return _Ahead(output.logits[:, -1].view(*ids.shape, -1), hidden.view(*ids.shape, -1))
+        logits, states = self._forward(ids.reshape(-1, 1), mask, positions, state.cache)
+        hidden = F.normalize(states.float(), dim=2)
+        return _Ahead(logits.view(*ids.shape, -1), hidden.view(*ids.shape, -1))
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: int) -> Any:
-        return self.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=self.settings.alpha > 0,
-            **options,
-        )
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, **options: int
+    ) -> tuple[Tensor, Tensor]:
+        """(B, V) logits of the last place, and (B, L, C) last hidden states of all."""
+        states: list[Tensor] = []
+        # Not output_hidden_states: for layers that are shared out transformers gives none.
+        watch = self._stack.register_forward_hook(lambda *seen: states.append(seen[-1].last_hidden_state))
+        try:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            )
+        finally:
+            watch.remove()
+        return output.logits[:, -1], states[0]
 
     def _texts(self, clips: Tensor, results: list[GuidedText], ids: Tensor) -> list[str]:
         """Text of each candidate of each clip, A * m of them, as shown to the scorer: special tokens stay."""

@@ -128,8 +128,6 @@ class System(LightningModule):
     """
 
     model: nn.Module
-    may_be_shared_out: ClassVar[bool] = False
-    """Whether every process runs the model equally often, as `ShardedBaseStrategy` needs."""
     gives_way: ClassVar[bool] = False
     """Whether a step asks its `interruption` between its parts."""
 
@@ -162,16 +160,11 @@ class System(LightningModule):
     # Steps
 
     def setup(self, stage: str) -> None:
-        """Check the data module against `requirements`, and the strategy.
+        """Check the data module against `requirements`.
 
         Raises:
-            ConfigError: sample rate or modalities do not fit; names both values and keys. Or processes that share a
-                model would run it unequally often, and wait for each other for ever.
+            ConfigError: sample rate or modalities do not fit; names both values and keys.
         """
-        if isinstance(self.trainer.strategy, ShardedBaseStrategy) and not self.may_be_shared_out:
-            raise ConfigError(
-                f"{type(self).__name__} runs on one device or with --trainer.strategy ddp: layers are not shared out"
-            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ClipSource):
             return
@@ -249,6 +242,23 @@ class System(LightningModule):
         alone = self._trainer is None or self.trainer.world_size == 1
         return len(batch) > 0 if alone else self.trainer.strategy.reduce_boolean_decision(len(batch) > 0)
 
+    @property
+    def shares_layers(self) -> bool:
+        """Whether layers are shared out over the processes, all of which must then run them equally often."""
+        return self._trainer is not None and isinstance(self.trainer.strategy, ShardedBaseStrategy)
+
+    def in_company(self, batch: Batch) -> Batch:
+        """The batch; if it has no clips and layers are shared out, a clip of another process, to run them on.
+
+        All processes must ask. Without clips on any of them there are none to give.
+        """
+        if not self.shares_layers or self.every_process_has(batch):
+            return batch
+        clips: list[Batch | None] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(clips, batch.first().to("cpu") if len(batch) else None)
+        others = [clip for clip in clips if clip is not None]
+        return others[0].to(self.device) if others and len(batch) == 0 else batch
+
     def _left_out(self) -> Tensor | None:
         """What a step that is left out returns: on several processes Lightning takes no None for it."""
         if self.trainer.world_size == 1:
@@ -269,9 +279,12 @@ class System(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses on the validation split: `val/loss` and its parts."""
+        clips = self.in_company(batch)
+        if len(clips) == 0:
+            return
+        losses = self.training_loss(clips)
         if len(batch) == 0:
             return
-        losses = self.training_loss(batch)
         if len(losses) > 1:
             self.log_dict({f"val/loss_{n}": v for n, v in losses.items()}, batch_size=len(batch), sync_dist=True)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()

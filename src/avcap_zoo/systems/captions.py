@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from avcap_zoo import __version__
-from avcap_zoo.backbones.language import is_shared_out
 from avcap_zoo.batch import Batch, ClipSource
 from avcap_zoo.metrics.captions import CaptionScores
 from avcap_zoo.systems.base import OptimizerSettings, System
@@ -129,7 +128,7 @@ class CaptionSystem(System):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Caption and remember; look inside once per validation."""
         self._caption_and_score(batch, "val")
-        looks = self.trainer.is_global_zero and not is_shared_out(self)  # one process alone would wait for the others
+        looks = self.trainer.is_global_zero and not self.shares_layers  # one process alone would wait for the others
         if batch_idx == 0 and len(batch) and looks and not self.trainer.sanity_checking:
             self.look_inside(batch)
 
@@ -139,7 +138,7 @@ class CaptionSystem(System):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Caption; references are not needed."""
-        captions = self.caption(batch) if len(batch) else []
+        captions = self._captions(batch)
         assert self._predictions is not None
         self._predictions.add([{"id": i, "caption": c} for i, c in zip(batch.clip_ids, captions, strict=True)])
         return captions
@@ -231,14 +230,19 @@ class CaptionSystem(System):
         self._rows = []
 
     def _caption_and_score(self, batch: Batch, stage: Stage) -> None:
-        if len(batch) == 0:
+        captions = self._captions(batch)
+        if not captions:
             return
-        captions = self.caption(batch)
         if self._scores is not None:
             self._scores.update(batch.clip_ids, captions, batch.captions)
         self.observe(batch, captions, stage)
         rows = zip(batch.clip_ids, captions, batch.captions, strict=True)
         self._rows += [{"id": i, "caption": c, "references": r} for i, c, r in rows]
+
+    def _captions(self, batch: Batch) -> list[str]:
+        """One caption per clip of a batch that may have none."""
+        clips = self.in_company(batch)
+        return self.caption(clips)[: len(batch)] if len(clips) else []
 
     def _sample_lines(self) -> list[str]:
         lines = [f"after step {self.global_step}:"]

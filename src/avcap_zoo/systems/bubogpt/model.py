@@ -16,6 +16,7 @@ from avcap_zoo.backbones.language import (
     GenerationSettings,
     LanguageSettings,
     PrefixedText,
+    is_shared_out,
 )
 from avcap_zoo.backbones.qformer import QFormerSettings
 from avcap_zoo.backbones.vision.eva import EVA, EVASettings
@@ -330,11 +331,15 @@ class BuboGPTModel(nn.Module):
             batch: B clips.
             mean_count: see `CausalLanguageModel.loss`.
         """
-        loss = self.language.loss(self.text(batch, answers=True), mean_count=mean_count)
+        text = self.text(batch, answers=True)
         # A batch without pictures, or without sound, gives its joiner zero gradients: with none at all, processes that
         # train together would wait for each other, and one process would step otherwise than they do.
         trained = [p for joiner in self.joiners.values() for p in joiner.parameters() if p.requires_grad]
-        return {"caption": loss + sum(0.0 * parameter.sum() for parameter in trained)}
+        nothing = sum(0.0 * parameter.sum() for parameter in trained)
+        if is_shared_out(self.language.model):  # its layers must then run backwards for text alone, too
+            text.inputs_embeds = text.inputs_embeds + nothing
+            return {"caption": self.language.loss(text, mean_count=mean_count)}
+        return {"caption": self.language.loss(text, mean_count=mean_count) + nothing}
 
     @torch.no_grad()
     def caption(self, batch: Batch) -> list[str]:

@@ -48,7 +48,6 @@ class BuboGPT(CaptionSystem):
     """
 
     model: BuboGPTModel
-    may_be_shared_out = True
 
     def __init__(
         self,

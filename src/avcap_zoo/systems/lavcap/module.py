@@ -43,7 +43,6 @@ class LAVCap(CaptionSystem):
     """
 
     model: LAVCapModel
-    may_be_shared_out = True
 
     def __init__(
         self,

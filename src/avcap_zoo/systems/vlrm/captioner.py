@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from avcap_zoo.backbones.adapters import LoRASettings, adapters_off, set_training_mode
-from avcap_zoo.backbones.language import GenerationSettings, word_piece_tokenizer
+from avcap_zoo.backbones.language import GenerationSettings, is_shared_out, word_piece_tokenizer
 from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
 from avcap_zoo.errors import ConfigError, ShapeError, WeightsError, first_line, hub_error
@@ -261,7 +261,10 @@ class Captioner(nn.Module):
             # Only new tokens count for repeated n-grams, which is what is wanted here.
             warnings.filterwarnings("ignore", message=r"Passing `no_repeat_ngram_size` with `inputs_embeds`")
             ids: Tensor = self.language_model.generate(
-                inputs_embeds=embeds, attention_mask=mask, generation_config=config
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=config,
+                synced_gpus=is_shared_out(self.language_model),
             )
         return ids
 

@@ -35,8 +35,11 @@ Part = TypeVar("Part")
 class Paced(Protocol):
     """Gives the parts of a piece of work one by one; between two of them the iteration may be given up."""
 
-    def __call__(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """The same parts."""
+    def __call__(self, parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
+        """The same parts, each with True; then the first one again, with False, as often as it is to be done for nothing.
+
+        Where layers are shared out, a process with fewer parts than another runs them as often as that one.
+        """
 
 
 @dataclass
@@ -117,9 +120,9 @@ def alone(rows: Tensor) -> tuple[Tensor, int]:
     return rows, 0
 
 
-def unpaced(parts: Iterable[Part]) -> Iterator[Part]:
+def unpaced(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
     """`paced` for work that is done whole."""
-    return iter(parts)
+    return ((part, True) for part in parts)
 
 
 class VLRMModel(nn.Module):
@@ -199,10 +202,14 @@ class VLRMModel(nn.Module):
         features: list[Tensor] = []
         prefixes: list[Tensor] = []
         drawn: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in paced(rows):
-            features.append(self.captioner.encode_images(images[start : start + rows.step]))
-            prefixes.append(self.captioner.project(features[-1]))
-            drawn.append(self.captioner.sample(prefixes[-1], self.sampling))
+        for start, is_new in paced(rows):
+            seen = self.captioner.encode_images(images[start : start + rows.step])
+            prefix = self.captioner.project(seen)
+            sample = self.captioner.sample(prefix, self.sampling)
+            if is_new:
+                features.append(seen)
+                prefixes.append(prefix)
+                drawn.append(sample)
         length = max(tokens.shape[1] for tokens, _, _ in drawn)
         pad = nn.functional.pad
         captions = self.describe(
@@ -248,8 +255,10 @@ class VLRMModel(nn.Module):
         size = self.update.sampling_batch_size or len(captions.clip_ids)
         terms: dict[str, Tensor] = {}
         for name, reward in self.reward_items():
-            measured = [reward.measure(part, self.captioner) for part in paced(split(captions, size))]
-            terms[name] = reward.finish(torch.cat(measured), gather).to(captions.tokens.device).float()
+            parts = paced(split(captions, size))
+            measured = [(reward.measure(part, self.captioner), is_new) for part, is_new in parts]
+            rows = torch.cat([found for found, is_new in measured if is_new])
+            terms[name] = reward.finish(rows, gather).to(captions.tokens.device).float()
             wanted = captions.mask.shape if reward.per_token else captions.mask.shape[:1]
             if terms[name].shape != wanted:
                 raise ConfigError(
@@ -289,15 +298,15 @@ class VLRMModel(nn.Module):
         values = torch.zeros_like(rollout.returns)
         total = values.new_zeros(())
         with self.captioner.in_training():
-            for rows, tokens, mask in paced(self._micro_batches(rollout)):
+            for (rows, tokens, mask), is_new in paced(self._micro_batches(rollout)):
                 states = self.captioner.states(rollout.prefix[rows].detach(), tokens, mask)
                 chosen = states[:, :-1] if self.update.value_position == "before" else states[:, 1:]
                 found = self.value_head(chosen)
                 length = tokens.shape[1]
                 loss = value_loss(found, rollout.returns[rows, :length], self._weights(mask, counts))
-                backward(loss)
+                backward(loss * is_new)
                 values[rows, :length] = found.detach().float()
-                total = total + loss.detach()
+                total = total + loss.detach() * is_new
         return values, total
 
     def policy_pass(
@@ -323,7 +332,7 @@ class VLRMModel(nn.Module):
         total = log_probs.new_zeros(())
         # The backward pass stays inside: with checkpointing it runs the language model again.
         with self.captioner.in_training(), adapters_off(self.captioner.language_model):
-            for rows, tokens, mask in paced(self._micro_batches(rollout)):
+            for (rows, tokens, mask), is_new in paced(self._micro_batches(rollout)):
                 length = tokens.shape[1]
                 prefix = self.captioner.project(rollout.captions.features[rows])
                 logits = self.captioner.logits(self.captioner.states(prefix, tokens, mask))
@@ -334,10 +343,10 @@ class VLRMModel(nn.Module):
                     self._weights(mask, counts),
                     objective=self.update.policy_objective,
                 )
-                backward(loss)
+                backward(loss * is_new)
                 log_probs[rows, :length] = chosen.detach().float()
                 entropy[rows, :length] = uncertainty.float()
-                total = total + loss.detach()
+                total = total + loss.detach() * is_new
         return PolicyPass(total, log_probs, entropy)
 
     def _log_probs(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,12 +363,15 @@ class VLRMModel(nn.Module):
         )
 
     def _micro_batches(self, rollout: Rollout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, tokens and mask of captions of like length, longest first, cut to the longest of each part."""
+        """Rows, tokens and mask of captions of like length, longest first, cut to the longest of each part.
+
+        Captions that are left out are in none, but for a single one if all are.
+        """
         lengths = rollout.mask.sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)
-        order = order[: int((lengths > 0).sum())]
-        for rows in order.split(self.update.micro_batch_size or max(1, len(order))):
-            longest = int(lengths[rows[0]])
+        order = order[: max(1, int((lengths > 0).sum()))]
+        for rows in order.split(self.update.micro_batch_size or len(order)):
+            longest = max(1, int(lengths[rows[0]]))
             yield rows, rollout.captions.tokens[rows, :longest], rollout.mask[rows, :longest]
 
     # Captions

@@ -32,7 +32,7 @@ from avcap_zoo.systems.captions import CaptionSystem, Explanation, ScoreSettings
 from avcap_zoo.systems.vlrm.caption_table import ShownCaption, draw_captions
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, SamplingSettings
 from avcap_zoo.systems.vlrm.evaluation import RecallJudge, RecallSettings, fluency, wording
-from avcap_zoo.systems.vlrm.model import Part, PolicyPass, Rollout, UpdateSettings, VLRMModel
+from avcap_zoo.systems.vlrm.model import Part, PolicyPass, Rollout, UpdateSettings, VLRMModel, unpaced
 from avcap_zoo.systems.vlrm.rewards import RewardSettings, all_options, make_reward
 from avcap_zoo.systems.vlrm.value_head import ValueHeadSettings
 
@@ -251,7 +251,7 @@ class VLRM(CaptionSystem):
             return
         self._log_step(rollout, values, policy, losses, norms, counts)
         every = self.monitor.every_n_steps
-        if every and self.global_step % every == 0 and self.trainer.is_global_zero:
+        if every and self.global_step % every == 0 and self._shows:
             self._log_table()
 
     def _step(self, losses: dict[str, Tensor], batch: Batch) -> dict[str, Tensor] | None:
@@ -328,20 +328,23 @@ class VLRM(CaptionSystem):
         everyone = torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
         return everyone, sum(counts[: self.global_rank])
 
-    def _paced(self, parts: Iterable[Part]) -> Iterator[Part]:
+    def _paced(self, parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
         """Give part after part, and after each ask for signals: as often on every process, as all of them must.
 
         Raises:
             _GivenUpError: there is one.
         """
-        if self.interruption is None:
-            yield from parts
+        if self.interruption is None and not self.shares_layers:
+            yield from unpaced(parts)
             return
         own = list(parts)
         most = self._gather(torch.tensor([len(own)], device=self.device))[0].max()
         for turn in range(int(most)):
-            yield from own[turn : turn + 1]
-            if self.interruption.waits():
+            if turn < len(own):
+                yield own[turn], True
+            elif self.shares_layers:
+                yield own[0], False
+            if self.interruption is not None and self.interruption.waits():
                 raise _GivenUpError
 
     @contextmanager
@@ -403,12 +406,19 @@ class VLRM(CaptionSystem):
         self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self.log("train/loss", losses["policy"] + losses["value"], prog_bar=True, batch_size=1)
 
+    @property
+    def _shows(self) -> bool:
+        """Whether this process captions the shown images: all do that share layers, the same ones."""
+        return self.trainer.is_global_zero or self.shares_layers
+
     @torch.no_grad()
     def _remember_shown(self, batch: Batch) -> None:
         """Keep the first images of the run and what they are called before it."""
-        if self._shown is not None or not self.monitor.every_n_steps or not self.trainer.is_global_zero:
+        if self._shown is not None or not self.monitor.every_n_steps or not self._shows:
             return
         shown = _first(batch, self.monitor.num_images)
+        if self.shares_layers:
+            shown = self.trainer.strategy.broadcast(shown.to("cpu")).to(self.device)
         frames = None if shown.frames is None else shown.frames.cpu()
         self._shown = {
             "ids": shown.clip_ids,
@@ -425,6 +435,8 @@ class VLRM(CaptionSystem):
         frames = shown["frames"].to(self.device)
         batch = Batch(clip_ids=shown["ids"], captions=shown["references"], caption=shown["before"], frames=frames)
         rollout = self.model.judge_captions(batch)
+        if not self.trainer.is_global_zero:
+            return
         self.log_picture("captions", draw_captions(self._shown_rows(rollout, shown["before"])))
         lines = [
             f"{clip_id}: {before} -> {now}"
