@@ -1,4 +1,4 @@
-"""A language model that does not fit on one device, shared out over all of them; what is trained stays whole on each."""
+"""A language model that does not fit on one device, shared out over all of them; what is trained is whole on each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from avcap_zoo.errors import ConfigError
 
 
 class ShardedBaseStrategy(DDPStrategy):
-    """DDP with the frozen layers of language models shared out by FSDP2: each process keeps a part, and borrows the rest.
+    """DDP with the frozen layers of language models shared out by FSDP2: each process keeps a part and borrows others.
 
     Processes must run such a layer equally often, or wait for each other for ever. Everything else, encoders too, is
     whole on each and runs as often as each needs it.

@@ -36,9 +36,9 @@ class Paced(Protocol):
     """Gives the parts of a piece of work one by one; between two of them the iteration may be given up."""
 
     def __call__(self, parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
-        """The same parts, each with True; then the first one again, with False, as often as it is to be done for nothing.
+        """The same parts, each with True; then the first again, with False, as often as it is to be done for nothing.
 
-        Where layers are shared out, a process with fewer parts than another runs them as often as that one.
+        That is where layers are shared out, and another process has more parts: all must run them equally often.
         """
 
 

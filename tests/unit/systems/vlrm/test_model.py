@@ -212,6 +212,19 @@ def test_any_micro_batch_size_gives_the_same_gradients(reduction: Any) -> None:
             torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=f"{size}: {name}")
 
 
+def test_a_process_whose_captions_are_all_left_out_has_no_part_in_the_gradients() -> None:
+    model = toy.model(micro_batch_size=2)
+    rollout = model.collect(toy.batch(3))
+    rollout.mask[:] = False  # of another process something is left
+    counts, backward = torch.tensor([4.0, 20.0]), lambda loss: loss.backward()
+    _, value_loss = model.value_pass(rollout, counts, backward)
+    policy = model.policy_pass(rollout, torch.zeros_like(rollout.returns), counts, backward)
+    assert value_loss == policy.loss == 0
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
 def test_checkpointing_gives_the_same_gradients() -> None:
     plain, checkpointed = toy.model(), toy.model(gradient_checkpointing=True)
     torch.manual_seed(0)
