@@ -330,6 +330,8 @@ def load_yaml(text: str) -> Any:
 def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:
     """What is said when a run was told to end."""
     name = f"{command[0]} {command[1]}: stopped by SIGTERM"
+    if command[1] == "predict":
+        return f"{name}; what is captioned is kept, and the same command goes on"
     if checkpoint is None:
         return f"{name} before there was anything to save"
     words = list(command)
