@@ -147,8 +147,8 @@ MIXTURES = [
 
 
 def part_of(batch: Batch, share: slice) -> Batch:
-    values = {name: value for name, value in vars(batch).items() if isinstance(value, list | Tensor)}
-    return replace(batch, **{name: value[share] for name, value in values.items()})
+    values: dict[str, Any] = {n: value[share] for n, value in vars(batch).items() if isinstance(value, list | Tensor)}
+    return replace(batch, **values)
 
 
 class Keeper(Callback):

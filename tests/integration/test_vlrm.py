@@ -346,11 +346,13 @@ def work(rank: int, folder: str, port: int) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     system = seeded_system(micro_batch_size=3)
     batches = [rows_of(toy.batch(6, seed=seed), SHARES[rank]) for seed in range(2)]
+    batches.append(rows_of(toy.batch(2), slice(0, 2 - 2 * rank)))  # none on the second: left out
     told = TellToSave()
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "callbacks": [told]}
     trainer = train(system, Path(folder), *batches, **options)
     assert told.path is not None
     assert torch.load(told.path, weights_only=True)["global_step"] == 1  # given up, and done again
+    assert trainer.global_step == 2
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"tensors": trained_tensors(system), "logged": logged}, Path(folder) / f"{rank}.pt")
 

@@ -1,4 +1,4 @@
-"""Processes that train together without the same clips, or start in a notebook."""
+"""Processes that train together without the same clips, one of them without a loss, or start in a notebook."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Line(System):
     """One weight; every process that computes a loss waits for the others."""
 
     def __init__(self) -> None:
-        super().__init__(OptimizerSettings(lr=0.1, warmup_steps=0, schedule="constant"), {})
+        settings = OptimizerSettings(lr=0.1, warmup_steps=0, schedule="constant", on_non_finite_loss="skip")
+        super().__init__(settings, {})
         self.model = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.model.weight)
 
@@ -31,7 +32,8 @@ class Line(System):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         clips = self.mean_over_processes(torch.tensor(float(len(batch))))
-        return {"line": clips * self.model(torch.ones(len(batch), 1)).mean()}
+        broken = torch.nan if "broken" in batch.clip_ids else 1.0
+        return {"line": broken * clips * self.model(torch.ones(len(batch), 1)).mean()}
 
 
 def batch_of(*ids: str) -> Batch:
@@ -39,7 +41,7 @@ def batch_of(*ids: str) -> Batch:
 
 
 class Shares:
-    """Of the first so many batches the second has no clips on the second process."""
+    """Of the first so many batches the second has no clips on the second process, and the third no finite loss."""
 
     def __init__(self, system: System, count: int) -> None:
         self.system, self.count = system, count
@@ -49,7 +51,8 @@ class Shares:
 
     def __iter__(self) -> Iterator[Batch]:
         for number in range(self.count):
-            yield batch_of() if number == 1 and self.system.global_rank == 1 else batch_of("a", "b")
+            odd = {1: batch_of(), 2: batch_of("broken")} if self.system.global_rank == 1 else {}
+            yield odd.get(number, batch_of("a", "b"))
 
 
 def trainer(folder: Path, **options: object) -> Trainer:
@@ -59,10 +62,11 @@ def trainer(folder: Path, **options: object) -> Trainer:
 
 
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
-def test_a_process_without_clips_stops_nobody(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:loss is not finite")
+def test_a_process_without_clips_or_loss_stops_nobody(tmp_path: Path) -> None:
     system = Line()
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
     run = trainer(tmp_path, strategy=strategy, devices=2, max_epochs=1, enable_checkpointing=False)
-    run.fit(system, Shares(system, 3))
+    run.fit(system, Shares(system, 4))
     # Adam goes down by lr in a step: these are the weights after two, handed back by a forked process.
     assert next(system.parameters()).item() == pytest.approx(0.8, abs=1e-3)
