@@ -32,6 +32,7 @@ from avcap_zoo.systems.base import System
 from avcap_zoo.systems.bubogpt import BuboGPT
 from avcap_zoo.systems.captions import CaptionSystem
 from avcap_zoo.systems.lavcap import LAVCap
+from avcap_zoo.systems.lavcap.preparation import PrepareBackbones
 from avcap_zoo.systems.vlrm import VLRM
 from avcap_zoo.systems.vlrm.module import MonitorSettings
 from avcap_zoo.systems.zeraucap import ZerAuCap
@@ -357,6 +358,12 @@ def group_of_one() -> Iterator[None]:
 
 @pytest.mark.usefixtures("group_of_one")
 def test_what_cannot_be_shared_out(scenes_root: Path, tmp_path: Path) -> None:
+    preparing = PrepareBackbones(audio_steps=1, vision_steps=0, language_steps=1, batch_size=2)
+    trainer = tiny_trainer(tmp_path, strategy=shared_out()["strategy"], callbacks=[preparing])
+    with pytest.raises(
+        ConfigError, match=r"PrepareBackbones prepares audio_encoder, language on one process, .*strategy ddp"
+    ):
+        trainer.fit(still_lavcap(), tiny_data(scenes_root))
     strategy = ShardedBaseStrategy()
     with pytest.raises(ConfigError, match="LAVCap has none of 20000000 parameters: use --trainer"):
         tiny_trainer(tmp_path, strategy=strategy).test(still_lavcap(), tiny_data(scenes_root), verbose=False)

@@ -82,7 +82,7 @@ class PrepareParts(Callback):
         """Prepare on the first process, then give the result to all.
 
         Raises:
-            ConfigError: used with another system, or with data without labels.
+            ConfigError: used with another system, with data without labels, or where layers are shared out.
         """
         lessons = self.lessons(pl_module)
         data = getattr(trainer, "datamodule", None)
@@ -91,8 +91,14 @@ class PrepareParts(Callback):
         if pl_module.prepared:
             return
         self_made: list[str] = getattr(pl_module.model, "self_made", [])
-        for name, steps in self.steps.items():
-            if steps and trainer.is_global_zero and set(self_made).issuperset(lessons[name].parts):
+        wanted = [name for name, n in self.steps.items() if n and set(self_made).issuperset(lessons[name].parts)]
+        if wanted and pl_module.shares_layers:
+            raise ConfigError(
+                f"{type(self).__name__} prepares {', '.join(wanted)} on one process, which cannot run layers that are "
+                f"shared out: use --trainer.strategy ddp"
+            )
+        if trainer.is_global_zero:
+            for name in wanted:
                 self._prepare_or_load(name, lessons[name], pl_module, data)
         for part in self_made:
             for tensor in pl_module.model.get_submodule(part).state_dict().values():

@@ -192,7 +192,10 @@ class VLRM(CaptionSystem):
             return
         strategy = self.trainer.strategy
         if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            raise ConfigError(f"VLRM trains on one device or with trainer.strategy ddp, not {type(strategy).__name__}")
+            raise ConfigError(
+                f"VLRM trains on one device, with trainer.strategy ddp or with -c configs/device/fsdp.yaml, not with "
+                f"{type(strategy).__name__}"
+            )
         if self.trainer.precision in {"16-mixed", "16-true"}:
             raise ConfigError(f"VLRM does not train with trainer.precision {self.trainer.precision}; use bf16-mixed")
 
