@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,20 +201,6 @@ def test_only_orphans_of_the_same_checkpoint_are_removed(tmp_path: Path) -> None
 
 
 # -- disk full, no permission ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    ) if os.name == "posix" else None  # fmt: skip
-    if mounted is None or mounted.returncode:
-        pytest.skip("this user cannot mount a disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("size", [262_000, 1_000_000, 10_000_000])
