@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -73,6 +74,19 @@ def test_file_and_folder_are_flushed_before_and_after_the_rename(
     monkeypatch.setattr(Path, "replace", noted_rename)
     IO.save_checkpoint(checkpoint(1), tmp_path / "a.ckpt")
     assert order == ["flush", "rename", "flush"]
+
+
+def test_a_file_system_that_flushes_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    IO.save_checkpoint(checkpoint(1), tmp_path / "a.ckpt")
+    assert number_in(tmp_path / "a.ckpt") == 1
 
 
 # -- killed while writing ----------------------------------------------------------------------------------------
