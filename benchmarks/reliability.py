@@ -41,7 +41,8 @@ TINY = {"num_train": 64, "num_val": 16, "num_test": 2, "batch_size": 2}
 
 def checkpoint(number: int, megabytes: int) -> dict[str, object]:
     """Ten tensors that all hold one number."""
-    return {"number": number, "state_dict": {f"w{k}": torch.full((megabytes * 25_000,), number) for k in range(10)}}
+    numbers = {f"w{k}": torch.full((megabytes * 25_000,), float(number)) for k in range(10)}
+    return {"number": number, "state_dict": numbers}
 
 
 def save_for_ever(folder: Path, megabytes: int, told: int) -> None:
@@ -63,8 +64,9 @@ def measure_kills(folder: Path, megabytes: int, times: int, tmp: str, seed: int)
         seed: of the moments.
     """
     moments, whole = random.Random(seed), 0
+    content = checkpoint(0, megabytes)
     begun = time.perf_counter()
-    AtomicCheckpointIO().save_checkpoint(checkpoint(0, megabytes), folder / "last.ckpt")
+    AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt")
     save_s = time.perf_counter() - begun
     tempfile.tempdir = os.environ["TMPDIR"] = tmp
     for _ in range(times):
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--tmp", default="/dev/shm", help="another disk than this folder's")  # noqa: S108
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a forked process waits for ever for threads that its parent had
     with _folder() as folder:
         if "kills" in options.parts:
             whole, save_s = measure_kills(folder, options.megabytes, options.times, options.tmp, options.seed)

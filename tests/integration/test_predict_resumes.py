@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avcap_zoo.batch import Batch
 from avcap_zoo.data_modules.base import CaptionDataModule
+from avcap_zoo.systems.signals import SaveOnSignal
 from avcap_zoo.systems.vlrm import VLRM
 from tests.integration.test_two_processes import processes, rows, vlrm_data
 from tests.integration.tiny import tiny_trainer
@@ -24,14 +26,16 @@ ALL = 10**6
 
 
 class Noting(VLRM):
-    """Puts its captions down by two, notes in a file what it captions, and kills itself after so many."""
+    """Puts its captions down by so many, notes in a file what it captions, and signals itself after so many."""
 
     notes: Path
     last = ALL
+    held = 2
+    signal = signal.SIGKILL
 
     def caption(self, batch: Batch) -> list[str]:
-        if len(self.notes.read_text().split()) >= self.last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if len(self.notes.read_text().split()) == self.last:
+            os.kill(os.getpid(), self.signal)
         with self.notes.open("a") as file:
             file.write("".join(f"{clip_id}\n" for clip_id in batch.clip_ids))
         return super().caption(batch)
@@ -39,7 +43,7 @@ class Noting(VLRM):
     def on_predict_epoch_start(self) -> None:
         super().on_predict_epoch_start()
         assert self._predictions is not None
-        self._predictions.held = 2
+        self._predictions.held = self.held
 
 
 def predict(folder: Path, data: CaptionDataModule, number: int = 1, seed: int = 0, last: int = ALL) -> list[str]:
@@ -52,7 +56,8 @@ def predict(folder: Path, data: CaptionDataModule, number: int = 1, seed: int = 
     folder.mkdir(exist_ok=True)
     system.notes, system.last = folder / "notes", last
     system.notes.write_text("")
-    tiny_trainer(folder, **processes(number)).predict(system, datamodule=data, return_predictions=False)
+    trainer = tiny_trainer(folder, every=1, callbacks=[SaveOnSignal()], **processes(number))
+    trainer.predict(system, datamodule=data, return_predictions=False)
     return sorted(system.notes.read_text().split())
 
 
@@ -93,6 +98,33 @@ def test_a_run_that_was_killed_before_its_parts_became_one_file(
         patch.setattr("avcap_zoo.systems.captions.merge", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         kill(tmp_path, data, ALL)
     assert len(predict(tmp_path, data)) == 1  # Lightning runs no epoch, nor its end, without a clip
+    assert len(rows(tmp_path / "predictions.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    ("number", "raises", "left"),
+    [(signal.SIGTERM, SIGTERMException, 3), (signal.SIGINT, SystemExit, 4)],  # Ctrl-C does not wait for the batch
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_run_that_is_told_to_end_keeps_what_it_has_captioned(
+    number: signal.Signals,
+    raises: type[BaseException],
+    left: int,
+    scenes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = vlrm_data(scenes_root)
+    data.eval_batch_size = 1
+    handlers = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+    with monkeypatch.context() as patch, pytest.raises(raises):
+        patch.setattr(Noting, "signal", number)
+        patch.setattr(Noting, "held", ALL)
+        predict(tmp_path, data, last=2)
+    signal.signal(signal.SIGINT, handlers[1])  # Lightning ignores it from the first Ctrl-C on
+    assert signal.getsignal(signal.SIGTERM) == handlers[0]
+    assert not (tmp_path / "predictions.jsonl").exists()
+    assert len(predict(tmp_path, data)) == left
     assert len(rows(tmp_path / "predictions.jsonl")) == 6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from avcap_zoo.backbones.audio_text import CLAPSettings
 from avcap_zoo.backbones.language import CausalLanguageModel, LanguageSettings
@@ -112,6 +113,35 @@ def test_a_run_of_some_epochs_goes_on_in_mid_epoch(
         assert_same(resumed[key], whole[key], key)
     before = load(middle)["state_dict"]
     assert any(not torch.equal(before[name], value) for name, value in whole["state_dict"].items())
+
+
+class Draws(Callback):
+    """Puts a random number of each process and step in a file."""
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        (folder / f"drawn-{trainer.global_step}-{trainer.global_rank}").write_text(
+            f"{random.random()} {torch.rand(())}"
+        )
+
+
+def test_processes_draw_random_numbers_of_their_own_and_again_when_a_run_goes_on(
+    scenes_root: Path, tmp_path: Path
+) -> None:
+    def run(name: str, ckpt_path: Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+        seed_everything(1, verbose=False)
+        system, data = tiny_lavcap(training="lora"), tiny_data(scenes_root, batch_size=3)
+        options: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork", "limit_val_batches": 0, "callbacks": [Draws()]}
+        tiny_trainer(tmp_path / name, max_steps=4, every=1, **options).fit(system, datamodule=data, ckpt_path=ckpt_path)
+        drawn = {path.name: path.read_text() for path in (tmp_path / name).glob("drawn-*")}
+        return load(tmp_path / name / "checkpoints/step=4.ckpt"), drawn
+
+    whole, drawn = run("whole")
+    assert len(set(drawn.values())) == len(drawn) == 8
+    resumed, again = run("resumed", tmp_path / "whole/checkpoints/step=2.ckpt")
+    assert again == {name: numbers for name, numbers in drawn.items() if name[len("drawn-")] in "23"}
+    for key in ("state_dict", "optimizer_states", "loops", "avcap_zoo"):
+        assert_same(resumed[key], whole[key], key)
 
 
 @pytest.mark.parametrize(

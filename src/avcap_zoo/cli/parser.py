@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
@@ -306,6 +306,7 @@ def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI)
     """
     # Lightning 2.6 asks torch >= 2.12 in a way that torch calls deprecated; users can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)  # only classes that a setting's type asks for
     set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
@@ -330,6 +331,8 @@ def load_yaml(text: str) -> Any:
 def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:
     """What is said when a run was told to end."""
     name = f"{command[0]} {command[1]}: stopped by SIGTERM"
+    if command[1] == "predict":
+        return f"{name}; what is captioned is kept, and the same command goes on"
     if checkpoint is None:
         return f"{name} before there was anything to save"
     words = list(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import time
 import warnings
@@ -208,6 +209,18 @@ class System(LightningModule):
             set_rng_states(self._rng_states)
             self._rng_states = None
         self._clock = (time.perf_counter(), 0)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let every process but the first, whose random states are in the checkpoint, draw numbers of its own.
+
+        All begin with one seed. What the others draw in a step depends on that, the step and their number alone, so
+        that a run that goes on draws the same.
+        """
+        if self.global_rank > 0:
+            place = (os.environ.get("PL_GLOBAL_SEED"), self.current_epoch, batch_idx, self.global_rank)
+            seed = random.Random(repr(place)).getrandbits(63)
+            random.seed(seed)
+            torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Minimise the sum of the losses.

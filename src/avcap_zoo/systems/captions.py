@@ -200,12 +200,21 @@ class CaptionSystem(System):
     def on_predict_epoch_end(self) -> None:
         """Write `predictions.jsonl`: id, caption, decode settings, versions."""
         assert self._predictions is not None
-        self._predictions.put_down()
+        self.put_predictions_down()
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             path = self._folder() / "predictions.jsonl"
             count = merge(self._predictions.folder, path, self.provenance())
             rank_zero_info(f"{count} captions written to {path}")
+
+    def put_predictions_down(self) -> None:
+        """Write the captions that this process holds in memory where the next run finds them.
+
+        Raises:
+            DataError: they cannot be written.
+        """
+        if self._predictions is not None:
+            self._predictions.put_down()
 
     def _captioned_before(self) -> set[str]:
         """Ids that a stopped run of the same weights, settings and clips has captioned; all processes must ask."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from avcap_zoo.batch import run_folder
 from avcap_zoo.systems.base import Interruption, System, rng_states, set_rng_states
+from avcap_zoo.systems.captions import CaptionSystem
 
 CHECKPOINT_NAME = "on_signal.ckpt"
 # SIGUSR1 first: where both are sent, the second ends the run.
@@ -32,6 +33,9 @@ class SaveOnSignal(Checkpoint):
     the run goes on. A run that goes on from the checkpoint is bitwise the one that was not stopped; a validation that
     was under way is done again from its start. A system whose steps take long may give a step up instead: then the
     checkpoint is that of before it.
+
+    Of `predict` each process ends by itself, on SIGTERM after the batch under way; the captions that it holds are put
+    down then, and whatever else ends it.
 
     Attributes:
         path: the checkpoint written last, or None.
@@ -49,18 +53,15 @@ class SaveOnSignal(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which has set its own handlers by now."""
-        self._noted.clear()
         self._stopping = False
-        if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._take_over(_SIGNALS)
         self._loops_before_step = {}
         if isinstance(pl_module, System) and pl_module.gives_way:
             pl_module.interruption = Interruption(partial(self._waits, trainer), partial(self._give_way, trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
+        self._give_back()
         if isinstance(pl_module, System):
             pl_module.interruption = None
 
@@ -98,6 +99,38 @@ class SaveOnSignal(Checkpoint):
         """Forget the end of the epoch before: from there Lightning does not go on exactly."""
         self._loops_before_step = {}
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over."""
+        self._take_over((signal.SIGTERM,))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End if told to: without the other processes, which do not caption equally often, but with those begun here.
+
+        Raises:
+            SIGTERMException: to end the run.
+        """
+        if signal.SIGTERM in self._noted:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise SIGTERMException
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give SIGTERM back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put down the captions of a `predict` that ends early."""
+        if trainer.predicting and isinstance(pl_module, CaptionSystem):
+            pl_module.put_predictions_down()
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put down where a run goes on that is saved in the midst of a validation, or of a step.
 
@@ -124,6 +157,16 @@ class SaveOnSignal(Checkpoint):
                 state = checkpoint.get("callbacks", {}).get(callback.state_key)
                 if state is not None and all(Path(path).is_file() for path in state["best_k_models"]):
                     state["dirpath"] = callback.dirpath
+
+    def _take_over(self, numbers: Iterable[int]) -> None:
+        self._noted.clear()
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._note) for number in numbers}
+
+    def _give_back(self) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
 
     def _note(self, number: int, _: Any) -> None:
         self._noted.add(number)
