@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from avcap_zoo.errors import ShapeError
 from avcap_zoo.ops.clip_picture import ClipParts, draw_clip
@@ -33,7 +34,7 @@ def clip(num_frames: int = 5, num_tokens: int = 8) -> ClipParts:
     )
 
 
-def columns_with(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def columns_with(pixels: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.intp]:
     return np.flatnonzero((pixels == colour).all(axis=-1).any(axis=0))
 
 

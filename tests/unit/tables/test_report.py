@@ -54,7 +54,7 @@ def view(clip_id: str, plan: bool = True) -> ClipView:
         duration_s=5.0,
         wav=b"RIFF....",
         frames=np.zeros((20, 64, 64, 3), dtype=np.uint8),
-        frame_times_s=np.linspace(0.0, 4.75, 20),
+        frame_times_s=0.25 * np.arange(20, dtype=np.float64),
         spectrogram=np.random.default_rng(0).random((64, 200), dtype=np.float32),
         plan=np.full((20, 13), 1 / 260, dtype=np.float32) if plan else None,
         plan_end_s=5.2,

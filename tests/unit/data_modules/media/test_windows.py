@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings
 from avcap_zoo.data_modules.media.audio import read_audio
@@ -16,9 +17,9 @@ from avcap_zoo.errors import MediaError
 from tests.unit.data_modules.media_files import RATE_HZ, encode, numbered_frames, numbers_of, write_sound
 
 
-def chirp(duration_s: float = 6.0) -> np.ndarray:
+def chirp(duration_s: float = 6.0) -> NDArray[np.float32]:
     times = np.arange(round(duration_s * RATE_HZ)) / RATE_HZ
-    rising: np.ndarray = (0.4 * np.sin(2 * np.pi * (200 + 150 * times) * times)).astype(np.float32)
+    rising: NDArray[np.float32] = (0.4 * np.sin(2 * np.pi * (200 + 150 * times) * times)).astype(np.float32)
     return rising
 
 

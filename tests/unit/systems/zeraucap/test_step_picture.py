@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avcap_zoo.systems.zeraucap.step_picture import ShownCandidate, draw_steps
 
@@ -13,7 +14,7 @@ def step(*scores: float, chosen: int = 0) -> list[ShownCandidate]:
     return [ShownCandidate(f"w{place}", score, place == chosen) for place, score in enumerate(scores)]
 
 
-def taken_px(picture: np.ndarray) -> int:
+def taken_px(picture: NDArray[np.uint8]) -> int:
     return int((picture == TAKEN).all(axis=2).sum())
 
 
