@@ -39,6 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "intermediate_size": 11008,
             "num_hidden_layers": 32,
             "num_attention_heads": 32,
+            "vocab_size": 32_000,
         },
         "dtype": "bfloat16",
     },

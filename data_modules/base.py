@@ -66,8 +66,8 @@ class CaptionDataModule(LightningDataModule):
             training anew in each epoch).
         frames_per_s: take frames at this rate, `num_frames` of them at most, instead of spreading `num_frames` evenly;
             what a short clip lacks is masked.
-        audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips are
-            cut to the last one. Empty = padded to the longest clip.
+        audio_buckets_s: lengths to which the sound of a batch is padded, so that few shapes occur; longer clips to a
+            multiple of the last, and features of sound to the longest there are. Empty = padded to the longest clip.
         drop_last: leave clips that fill no training batch to the next epoch, so that all batches have one size; in
             evaluation the last batch is filled with clips that come again, and count once.
         limits: what a single media file may cost.
@@ -474,7 +474,13 @@ class CaptionDataModule(LightningDataModule):
             num_frames=self.num_frames,
             frames_per_s=self.frames_per_s,
             audio_lengths=self.decode.audio_lengths,
+            audio_tokens=self._audio_tokens() if self.decode.audio_lengths else 0,
         )
+
+    def _audio_tokens(self) -> int:
+        """Of the clip with the most in the caches of sound."""
+        readers = (reader for (_, modality), reader in self._readers.items() if modality == "audio")
+        return max((length for reader in readers for length in reader.lengths().values()), default=0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count the clips that could not be read.

@@ -22,6 +22,7 @@ from avcap_zoo.data_modules.media.video import frame_times_s, read_frames
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
 from avcap_zoo.data_modules.sampling import Draw, epoch_order
 from avcap_zoo.errors import DataError, MediaError, first_line
+from avcap_zoo.ops.masking import bucket_of
 
 _NAMED_IDS = 5
 
@@ -154,8 +155,7 @@ class ClipDataset(Dataset[Sample]):
                     longest = max(1, round(settings.max_duration_s * settings.sample_rate_hz))
                     turn = epoch if self.training else 0  # in evaluation the same part in every epoch
                     waveform = crop(waveform, longest, settings.crop, f"{self.seed} {turn} {record.clip_id}")
-                longest = settings.audio_lengths[-1] if settings.audio_buckets_s else len(waveform)
-                sample.waveform = torch.from_numpy(waveform[:longest])
+                sample.waveform = torch.from_numpy(waveform)
             elif modality == "visual" and record.visual is not None:
                 frames = read_frames(
                     Path(record.visual),
@@ -205,12 +205,13 @@ def collate_or_error(
     num_frames: int,
     frames_per_s: float | None = None,
     audio_lengths: tuple[int, ...] = (),
+    audio_tokens: int = 0,
 ) -> Batch | DataError:
     """`collate` for `ClipLoader`: an error is handed over, not raised."""
     if isinstance(samples, DataError):
         return samples
     try:
-        return collate(samples, num_frames, frames_per_s, audio_lengths)
+        return collate(samples, num_frames, frames_per_s, audio_lengths, audio_tokens)
     except DataError as error:
         return error
 
@@ -220,6 +221,7 @@ def collate(
     num_frames: int,
     frames_per_s: float | None = None,
     audio_lengths: tuple[int, ...] = (),
+    audio_tokens: int = 0,
 ) -> Batch:
     """Samples to a batch: waveforms zero-padded to the longest, pictures stacked, missing clips left out.
 
@@ -227,7 +229,9 @@ def collate(
         samples: decoded clips; those without a record only bring their reports.
         num_frames: K, to which clips with fewer frames are padded; also for the labelled boxes.
         frames_per_s: for the labelled boxes, see `frame_times_s`.
-        audio_lengths: samples S that a padded batch may have, ascending; none = that of its longest clip.
+        audio_lengths: samples S that a padded batch may have, ascending, or a multiple of the last; none = those of its
+            longest clip.
+        audio_tokens: least number N to which audio features are padded.
 
     Raises:
         DataError: some clips have sound or pictures and others do not, or visual features of different widths.
@@ -245,7 +249,7 @@ def collate(
     if waveforms:
         batch.num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         longest = max(map(len, waveforms))
-        batch.waveform = torch.zeros(len(waveforms), next((n for n in audio_lengths if n >= longest), longest))
+        batch.waveform = torch.zeros(len(waveforms), bucket_of(longest, audio_lengths) if audio_lengths else longest)
         for row, waveform in zip(batch.waveform, waveforms, strict=True):
             row[: len(waveform)] = waveform
     frames = _all_or_none([sample.frames for sample in real], "pictures", batch)
@@ -258,7 +262,7 @@ def collate(
         batch.visual_features, batch.frame_mask = _pad_features(features, "visual", batch)
     audio_features = _all_or_none([sample.audio_features for sample in real], "audio features", batch)
     if audio_features:
-        batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch)
+        batch.audio_features, batch.audio_mask = _pad_features(audio_features, "audio", batch, audio_tokens)
     if records and all(record.instruction is not None for record in records):
         batch.instruction = [record.instruction or "" for record in records]
     if records and all(record.sounds is not None for record in records):
@@ -276,15 +280,17 @@ def _all_or_none(tensors: list[Tensor | None], what: str, batch: Batch) -> list[
     return present
 
 
-def _pad_features(features: list[Tensor], kind: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, N, C) features and (B, N) mask of sequences of different lengths."""
+def _pad_features(features: list[Tensor], kind: str, batch: Batch, least: int = 0) -> tuple[Tensor, Tensor]:
+    """(B, N, C) features and (B, N) mask of sequences of different lengths, N at least `least`."""
     widths = {tensor.shape[1]: clip_id for tensor, clip_id in zip(features, batch.clip_ids, strict=True)}
     if len(widths) > 1:
         named = ", ".join(f"{clip_id} has {width}" for width, clip_id in sorted(widths.items()))
         raise DataError(f"{kind} features of one batch differ in width: {named}; they come from different encoders")
     counts = torch.tensor([len(tensor) for tensor in features])
-    mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
-    return torch.nn.utils.rnn.pad_sequence(features, batch_first=True), mask
+    mask = torch.arange(max(least, int(counts.max())))[None, :] < counts[:, None]
+    padded = features[0].new_zeros((*mask.shape, features[0].shape[1]))
+    padded[mask] = torch.cat(features)
+    return padded, mask
 
 
 def _pad_frames(frames: Tensor, num_frames: int) -> Tensor:

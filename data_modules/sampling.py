@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
@@ -92,6 +92,11 @@ class ClipLoader(DataLoader[Batch]):
     `__getitems__` and the collate function return a `DataError` in place of a batch.
     """
 
+    workers_option: ClassVar[str] = "data.init_args.num_workers"
+    """What sets the number of workers, for the messages."""
+    patience: ClassVar[str] = "; data.init_args.worker_timeout_s lets them take longer"
+    """What sets how long they may take, for the message."""
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches.
 
@@ -99,27 +104,31 @@ class ClipLoader(DataLoader[Batch]):
             DataError: what a worker met; or a worker hangs or was killed.
         """
         batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if str(error).startswith("DataLoader timed out"):
-                    raise DataError(
-                        f"no batch came from the {self.num_workers} data workers within {self.timeout:g} s: a disk "
-                        f"that does not answer, or a file that takes for ever. data.init_args.num_workers 0 shows "
-                        f"where; data.init_args.worker_timeout_s lets them take longer"
-                    ) from error
-                if "DataLoader worker (pid" in str(error):
-                    raise DataError(
-                        f"a data worker ended by itself: {first_line(error)} Out of memory? Lower "
-                        f"data.init_args.num_workers or batch_size"
-                    ) from error
-                raise
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if str(error).startswith("DataLoader timed out"):
+                        raise DataError(
+                            f"no batch came from the {self.num_workers} data workers within {self.timeout:g} s: a disk "
+                            f"that does not answer, or a file that takes for ever. {self.workers_option} 0 shows "
+                            f"where{self.patience}"
+                        ) from error
+                    if "DataLoader worker (pid" in str(error):
+                        raise DataError(
+                            f"a data worker ended by itself: {first_line(error)} Out of memory? Lower "
+                            f"{self.workers_option} or batch_size"
+                        ) from error
+                    raise
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+        finally:
+            # The error's traceback holds this frame. Workers that are forked later would inherit, and end, these.
+            del batches
 
 
 class ResumableLoader(ClipLoader):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,17 @@ def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             generate_scenes(root, counts=counts, formats=["all"], seed=0, num_workers=0, progress=False)
             done.touch()
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    ) if os.name == "posix" else None  # fmt: skip
+    if mounted is None or mounted.returncode:
+        pytest.skip("this user cannot mount a disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -155,6 +155,9 @@ def test_two_processes_share_a_list(
     assert call(capsys, avcap, ["caption", "list.txt", "--checkpoint", str(trained), "--out", "a.jsonl"]).code == 1
     assert {row["id"]: row["caption"] for row in found} == {row["id"]: row["caption"] for row in rows_of("a.jsonl")}
     assert len(found) == 4
+    said = call(capsys, avcap, [*command[:-1], "3"])
+    assert said.code == 1
+    assert said.err.splitlines()[-1].startswith("avcap caption: shards was begun with --rows_per_shard 2, found 3")
     said = call(capsys, avcap, [*command, "--explain", "why"])
     assert said.code == 2
     assert "--explain" in said.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -12,15 +13,18 @@ from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 
+_GRAPHS_PER_BUCKET = 4
+"""Allowed to torch's compiler, which by itself compiles eight and no more: as many as a fit with four buckets has."""
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class StaticShapes(Callback):
     """Keeps the shapes of a causal language model few, and counts those of all training batches.
 
-    Training captions are padded to one of a few lengths, prompts to the longest there is, and captions are decoded
-    with a cache of fixed size. The padding is masked: losses change by rounding only. `train/batch_shapes` in the log
-    is the number of distinct shapes so far, of a batch and of what its language model was given together.
+    Training captions are padded to one of a few lengths and prompts to the longest there is; where clips of a batch
+    differ in modality, whole sequences to one of the lengths. Captions are decoded with a cache of fixed size. The
+    padding is masked: losses change by rounding only. `train/batch_shapes` in the log is the number of distinct shapes
+    so far, of a batch and of what its language model was given together.
 
     Args:
         caption_buckets: lengths in tokens, the end token included; a longer caption is padded to a multiple of the
@@ -86,6 +90,9 @@ class StaticShapes(Callback):
             if self.compile_backend is not None:
                 # Each length is a graph of its own: one of dynamic length is what is to be avoided.
                 language.model.compile(backend=self.compile_backend, dynamic=False)
+        if self.compile_backend is not None:
+            dynamo = torch._dynamo.config
+            dynamo.cache_size_limit = max(dynamo.cache_size_limit, _GRAPHS_PER_BUCKET * len(self.caption_buckets))
         self._prepared = True
 
 

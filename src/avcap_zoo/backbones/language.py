@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from avcap_zoo.backbones.adapters import LoRASettings, TrainingMode, set_training_mode
 from avcap_zoo.backbones.pretrained import dtype_option, load_part, load_pretrained
 from avcap_zoo.errors import ConfigError, ShapeError, first_line, require_extra
-from avcap_zoo.ops.masking import left_align
+from avcap_zoo.ops.masking import bucket_of, left_align
 
 _LONGEST_REASON = 120
 _BEFORE_AN_END = ("a", ".", "!", "?", ",", '"', ")", "\n")
@@ -159,6 +159,13 @@ class CausalLanguageModel(nn.Module):
         )
         mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows], dtype=torch.bool)
         return ids.view(len(rows), length).to(self.device), mask.view(len(rows), length).to(self.device)
+
+    def padded_length(self, length: int) -> int:
+        """To how many positions whole sequences are padded: `length` itself without `length_buckets`."""
+        if not self.length_buckets:
+            return length
+        room = self._check_room(length)
+        return min(bucket_of(length, self.length_buckets), length + room)
 
     @property
     def device(self) -> torch.device:
@@ -382,12 +389,6 @@ def largest_of_processes(number: int, device: torch.device) -> int:
     largest = torch.tensor(number, device=device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     return int(largest)
-
-
-def bucket_of(length: int, buckets: Sequence[int]) -> int:
-    """The smallest of ascending `buckets` that holds `length`; beyond the last, a multiple of it."""
-    largest = buckets[-1]
-    return next((bucket for bucket in buckets if bucket >= length), -(-length // largest) * largest)
 
 
 def ends_with(ids: Tensor, sequences: Sequence[Sequence[int]]) -> Tensor:

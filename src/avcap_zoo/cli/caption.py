@@ -83,6 +83,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if shared and (options.explain is not None or "-" in options.inputs):
         stray = "--explain" if options.explain is not None else "-"
         raise CommandLineError(f"{stray} is for one process and one file; --out a .jsonl instead of {options.out}")
+    if shared and any(Path(word).resolve() == options.out.resolve() for word in options.inputs):
+        raise CommandLineError(
+            f"--out {options.out} holds the shards, and its captions would be taken for lists: choose another folder"
+        )
     if not shared and (options.rank is not None or options.world is not None):
         raise CommandLineError("--rank and --world are for many clips: tar shards or lists in, and a folder for --out")
     return options
@@ -125,7 +129,7 @@ def _windows_s(options: argparse.Namespace) -> tuple[float, float] | None:
 
 def _caption_shards(options: argparse.Namespace) -> int:
     """Caption this process's share of tar shards and lists into a folder; 1 if something of it could not be."""
-    from avcap_zoo.serving.shards import caption_shards, find_shards, place_of, use_device_of
+    from avcap_zoo.serving.shards import caption_shards, find_shards, keep_settings, place_of, use_device_of
 
     try:
         place = place_of(os.environ, options.rank, options.world)
@@ -133,6 +137,8 @@ def _caption_shards(options: argparse.Namespace) -> int:
         raise CommandLineError(str(error)) from error
     use_device_of(place)
     me = f"process {place.rank} of {place.world}: "
+    cut = {f"--{name}": getattr(options, name) for name in ("rows_per_shard", "window_s", "hop_s")}
+    keep_settings(options.out, place, cut)
     captioner = _load(options)
     names: list[str] = []
     failures = captions = 0

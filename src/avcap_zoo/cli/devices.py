@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from avcap_zoo.cli.usage import CommandLineError, suggestion
 from avcap_zoo.errors import DeviceError
+
+_GPUS = ("cuda", "mps")
 
 
 def check_accelerator(name: str, precision: str | int | None = None) -> None:
@@ -35,8 +37,8 @@ def check_accelerator(name: str, precision: str | int | None = None) -> None:
             f"trainer.accelerator: found {name!r}, wanted one of {', '.join(sorted({'auto', 'gpu', 'hpu', *known}))}"
             f"{suggestion(name, {'auto', 'gpu', 'hpu', *known})}"
         )
-    candidates = ("cuda", "mps") if name == "gpu" else (name,)
-    if name != "auto" and not any(AcceleratorRegistry.get(each).is_available() for each in candidates):
+    candidates = _GPUS if name == "gpu" else (name,)
+    if name != "auto" and not _has_one_of(candidates):
         build = (
             "" if torch.version.cuda or "cuda" not in candidates else f"; this torch ({torch.__version__}) has no CUDA"
         )
@@ -52,10 +54,25 @@ def trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: of the Trainer.
+
+    Raises:
+        DeviceError: all GPUs are asked for, and the run is on processors.
     """
-    if str(settings["accelerator"]).lower() != "hpu":
+    accelerator = str(settings["accelerator"]).lower()
+    if str(settings["devices"]) == "-1" and (
+        accelerator == "cpu" or (accelerator == "auto" and not _has_one_of(_GPUS))
+    ):
+        raise DeviceError(
+            "trainer.devices is -1, every GPU of the machine, and the run is on processors: give their number, as in "
+            "--trainer.accelerator cpu --trainer.devices 2 --trainer.precision 32-true"
+        )
+    if accelerator != "hpu":
         return {}
     from avcap_zoo.accelerators import hpu
 
     options = hpu.trainer_options(settings["devices"], settings["num_nodes"])
     return options if settings["strategy"] in {"auto", "ddp"} else options | {"strategy": settings["strategy"]}
+
+
+def _has_one_of(accelerators: Sequence[str]) -> bool:
+    return any(AcceleratorRegistry.get(each).is_available() for each in accelerators)

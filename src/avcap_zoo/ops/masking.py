@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,3 +51,9 @@ def left_align(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         index = order if tensor.ndim == 2 else order[..., None].expand(-1, -1, tensor.shape[-1])
         aligned.append(tensor.gather(1, index))
     return tuple(aligned)
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of ascending `buckets` that holds `length`; beyond the last, a multiple of it."""
+    largest = buckets[-1]
+    return next((bucket for bucket in buckets if bucket >= length), -(-length // largest) * largest)

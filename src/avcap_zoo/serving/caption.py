@@ -17,13 +17,21 @@ from avcap_zoo.batch import Batch, SkippedClip
 from avcap_zoo.data_modules.dataset import ClipDataset, collate_or_error
 from avcap_zoo.data_modules.images import PicturesOfShard
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords
-from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler
+from avcap_zoo.data_modules.sampling import ClipLoader, EpochSampler, leave_process_group
 from avcap_zoo.errors import ConfigError, DataError, DeviceError, MediaError
 from avcap_zoo.serving.inputs import Inputs, cut_into_windows, with_modalities
 from avcap_zoo.serving.loading import Loaded, load_system
 from avcap_zoo.systems.captions import CaptionSystem, Explanation
 
 Device = Literal["auto", "cpu", "cuda", "hpu"]
+_WORKER_TIMEOUT_S = 600.0
+
+
+class _FileLoader(ClipLoader):
+    """Batches of files that were named on a command line."""
+
+    workers_option = "--num_workers"
+    patience = ""
 
 
 class Captioner:
@@ -116,9 +124,7 @@ class Captioner:
             return
         decode = replace(self.loaded.decode, on_error=on_error)
         dataset = ClipDataset(PackedRecords(records), decode, seed=0, training=False)
-        loader = self._loader(
-            dataset, sampler=EpochSampler(len(records)), batch_size=batch_size, num_workers=num_workers
-        )
+        loader = self._loader(dataset, num_workers, sampler=EpochSampler(len(records)), batch_size=batch_size)
         for batch in loader:
             yield (self._caption_batch(batch, explain) if len(batch) else []), batch.skipped
 
@@ -143,12 +149,19 @@ class Captioner:
             raise DataError(f"{path} holds pictures, and {type(self.system).__name__} listens: give it lists of files")
         decode = self.loaded.decode
         pictures = PicturesOfShard(path, done, batch_size, decode.num_frames, decode.image_size_px, decode.limits)
-        for batch in self._loader(pictures, batch_size=None, num_workers=num_workers):
+        for batch in self._loader(pictures, num_workers, batch_size=None):
             yield (self._caption_batch(batch, explain=False) if len(batch) else []), batch.skipped
 
-    def _loader(self, dataset: Any, **options: Any) -> ClipLoader:
-        collate = partial(collate_or_error, num_frames=self.loaded.decode.num_frames)
-        return ClipLoader(dataset, collate_fn=collate, pin_memory=self.device.type == "cuda", **options)
+    def _loader(self, dataset: Any, num_workers: int, **options: Any) -> ClipLoader:
+        return _FileLoader(
+            dataset,
+            collate_fn=partial(collate_or_error, num_frames=self.loaded.decode.num_frames),
+            num_workers=num_workers,
+            timeout=_WORKER_TIMEOUT_S if num_workers else 0,
+            worker_init_fn=leave_process_group,
+            pin_memory=self.device.type == "cuda",
+            **options,
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What is written beside every caption: system, decode settings, versions."""

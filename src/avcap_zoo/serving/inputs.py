@@ -41,8 +41,10 @@ class Inputs:
     def add(self, record: ClipRecord) -> None:
         """Take a clip; one that is known already is not taken twice.
 
-        Two clips of one id are a problem if they are of different media.
+        Two clips of one id are a problem if they are of different media. Bytes of a file's name that are no text are
+        spelled out in its id.
         """
+        record = replace(record, clip_id=record.clip_id.encode("utf-8", "backslashreplace").decode())
         known = self._by_id.setdefault(record.clip_id, record)
         if known is record:
             self.clips.append(record)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from avcap_zoo.errors import ConfigError, DataError
+from avcap_zoo.data_modules.files import write_error
+from avcap_zoo.errors import AvcapError, ConfigError, DataError
 
 SUFFIXES = (".jsonl", ".csv", ".srt")
 CSV_COLUMNS = ("id", "start_s", "end_s", "caption", "made_by")
@@ -18,10 +23,28 @@ Row = dict[str, Any]
 """At least `id`, `caption`, and `start_s` and `end_s` (None for a whole file)."""
 
 
-class CaptionFile(ABC):
-    """A file of captions that is open for more. A line is on disk before the next batch is begun.
+class CaptionSaveError(AvcapError):
+    """Captions could not be written; those before them are kept."""
 
-    An existing file is continued: `done` holds the ids it has, a half-written last line is cut off.
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what the system says of a path that cannot be written into one line.
+
+    Raises:
+        CaptionSaveError: disk full, no permission, or any other I/O error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CaptionSaveError(str(write_error(path, error))) from error
+
+
+class CaptionFile(ABC):
+    """A file of captions that is open for more. A batch is with the system before the next one is begun.
+
+    An existing file is continued: `done` holds the ids it has, a half-written last line is cut off. While it is open
+    no other process can open it so, where the system has locks.
 
     Args:
         path: of the file.
@@ -29,7 +52,8 @@ class CaptionFile(ABC):
         provenance: further keys of each row of JSON.
 
     Raises:
-        DataError: the file holds something else, or captions of other weights or settings.
+        DataError: the file holds something else, or captions of other weights or settings, or cannot be written, or
+            another process writes it.
     """
 
     def __init__(self, path: Path, made_by: str, provenance: Row) -> None:
@@ -37,8 +61,12 @@ class CaptionFile(ABC):
         self.made_by = made_by
         self.provenance = provenance
         self.rows: list[Row] = []
-        self._file: TextIO | None = None
-        self._continue()
+        self._file = self._open()
+        try:
+            self._continue()
+        except BaseException:
+            self._close()
+            raise
 
     @property
     def done(self) -> set[str]:
@@ -62,16 +90,23 @@ class CaptionFile(ABC):
         return ""
 
     def write(self, rows: list[Row]) -> None:
-        """Add rows."""
-        assert self._file is not None
-        self._file.write("".join(self.line({**row, "made_by": self.made_by}) for row in rows))
-        self._file.flush()
+        """Add rows.
+
+        Raises:
+            CaptionSaveError: the disk is full, or gone.
+        """
+        try:
+            with saving(self.path):
+                self._file.write("".join(self.line({**row, "made_by": self.made_by}) for row in rows))
+                self._file.flush()
+        except CaptionSaveError:
+            self._close()
+            raise
         self.rows += rows
 
     def finish(self) -> None:
         """Called once all captions are there: close."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> CaptionFile:
         """The file itself."""
@@ -81,14 +116,32 @@ class CaptionFile(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close; what was written stays, whatever happened."""
-        if self._file is not None:
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # of what could not be written, which was said
             self._file.close()
+
+    def _open(self) -> TextIO:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8", newline="")
+        except OSError as error:
+            raise DataError(f"cannot write {self.path}: {error.strerror}") from error
+        here = False
+        with suppress(FileNotFoundError):  # another process may have renamed it since
+            here = _lock(file) and os.path.samestat(self.path.stat(), os.fstat(file.fileno()))
+        if not here:
+            file.close()
+            raise DataError(f"another process writes {self.path}: let it end, or choose another --out")
+        return file
 
     def _continue(self) -> None:
         advice = "choose another --out, or remove the file"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = self.path.read_bytes() if self.path.exists() else b""
+            self._file.seek(0)
+            # By the same descriptor: closing another one would give the lock back.
+            content = self._file.buffer.read()
             whole = content[: content.rfind(b"\n") + 1]
             self.rows = self.read(whole.decode("utf-8")) if whole else []
             strangers = [row for row in self.rows if row.get("made_by") != self.made_by]
@@ -96,9 +149,7 @@ class CaptionFile(ABC):
                 raise DataError(
                     f"{self.path} holds captions made with other weights or settings ({strangers[0]['id']}); {advice}"
                 )
-            with self.path.open("ab") as file:
-                file.truncate(len(whole))
-            self._file = self.path.open("a", encoding="utf-8", newline="")
+            self._file.truncate(len(whole))
             if not whole:
                 self._file.write(self.head())
                 self._file.flush()
@@ -108,13 +159,30 @@ class CaptionFile(ABC):
             raise DataError(f"{self.path} is no file of captions of ours ({error}); {advice}") from error
 
 
+def _lock(file: TextIO) -> bool:
+    """Take a file for this process alone, until it closes it or ends; False if another one has it.
+
+    The lock of this process, not of its descriptor: data workers that outlive a kill by seconds do not hold it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in {errno.EACCES, errno.EAGAIN}  # else the file system has no locks
+    return True
+
+
 class JsonLines(CaptionFile):
     """One JSON object per line: id, caption, the window's seconds if there is one, and where it comes from."""
 
     def read(self, text: str) -> list[Row]:
         """See `CaptionFile.read`."""
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        # Of what Python takes for the end of a line, an id may hold some.
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("id"), str):
                 raise ValueError(f"line {number} has no id")  # noqa: TRY004 - one type for all that is wrong with it
@@ -166,9 +234,10 @@ class Subtitles(JsonLines):
         """Write the subtitles in order of time, and remove the JSON lines."""
         super().finish()
         staging = self.target.with_name(f".{self.target.name}.partial")
-        staging.write_text(subtitles(self.rows), encoding="utf-8")
-        staging.replace(self.target)
-        self.path.unlink()
+        with saving(self.target):
+            staging.write_text(subtitles(self.rows), encoding="utf-8")
+            staging.replace(self.target)
+            self.path.unlink()
 
 
 KINDS: dict[str, type[CaptionFile]] = {".jsonl": JsonLines, ".csv": CommaSeparated, ".srt": Subtitles}

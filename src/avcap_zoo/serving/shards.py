@@ -11,9 +11,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,9 +22,11 @@ from avcap_zoo.batch import SkippedClip
 from avcap_zoo.errors import ConfigError, DataError
 from avcap_zoo.serving.caption import Captioner
 from avcap_zoo.serving.inputs import LIST_SUFFIXES, Inputs, inputs_in_parts
-from avcap_zoo.serving.outputs import JsonLines, Row, caption_row
+from avcap_zoo.serving.outputs import JsonLines, Row, caption_row, saving
 
 SHARD_SUFFIXES = (".tar", *LIST_SUFFIXES)
+
+_BEGUN_WITH = ".begun_with.json"
 
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -148,6 +151,34 @@ def find_shards(words: Sequence[str], rows_per_shard: int) -> Iterator[Shard]:
             yield shard
 
 
+def keep_settings(folder: Path, place: Place, settings: Mapping[str, Any]) -> None:
+    """Put down what a folder of captions was begun with, or compare: of shards cut otherwise some would be passed over.
+
+    Args:
+        folder: made if it is not there.
+        place: of this process.
+        settings: by the options that set them; JSON.
+
+    Raises:
+        DataError: it was begun with others.
+        CaptionSaveError: the folder cannot be written.
+    """
+    file = folder / _BEGUN_WITH
+    with saving(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            staging = file.with_name(f"{file.name}.{place.rank}")
+            staging.write_text(json.dumps(settings), encoding="utf-8")
+            staging.replace(file)
+        begun = json.loads(file.read_text(encoding="utf-8"))
+    for option, value in settings.items():
+        if begun.get(option) != value:
+            raise DataError(
+                f"{folder} was begun with {option} {begun.get(option)}, found {value}: give the same, or choose "
+                f"another --out"
+            )
+
+
 def caption_shards(
     captioner: Captioner,
     shards: Iterator[Shard],
@@ -160,9 +191,9 @@ def caption_shards(
 ) -> Iterator[ShardReport]:
     """Caption the shards of one process that have not been captioned yet, each into `folder/<name>.jsonl`.
 
-    A file appears when it is whole; until then its captions are kept in a hidden one, from which the same process goes
-    on after a stop. What cannot be captioned is listed in `<name>.failed.jsonl` and tried again by the next run. An id
-    is captioned once, however often it stands in a shard.
+    A file appears when it is whole; until then its captions are kept in a hidden one, from which any process goes on
+    after a stop. What cannot be captioned is listed in `<name>.failed.jsonl` and tried again by the next run. An id is
+    captioned once, however often it stands in a shard; a shard that is newer than its captions is looked through again.
 
     Args:
         captioner: a system on a device.
@@ -177,21 +208,23 @@ def caption_shards(
         A report of each shard as it is done.
 
     Raises:
-        DataError: the folder cannot be written, or holds captions of other weights or settings.
+        DataError: the folder holds captions of other weights or settings, or another process is at the same shard.
+        CaptionSaveError: the folder cannot be written.
     """
     for number, shard in enumerate(shards):
         if number % place.world != place.rank:
             continue
         target = folder / f"{shard.name}.jsonl"
         failed = folder / f"{shard.name}.failed.jsonl"
-        if target.exists() and not failed.exists():
+        if target.exists() and not failed.exists() and target.stat().st_mtime >= shard.path.stat().st_mtime:
             _check_maker(target, captioner.loaded.made_by)
             continue
         started, busy_s = time.perf_counter(), captioner.busy_s
         report = ShardReport(shard.name)
-        part = folder / f".{shard.name}.{place.rank}of{place.world}.partial"
+        part = folder / f".{shard.name}.partial"
         if target.exists() and not part.exists():
-            part.write_bytes(target.read_bytes())  # the ones that failed are tried again
+            with saving(part):
+                part.write_bytes(target.read_bytes())  # what is there stays, what failed or is new is captioned
         if _write(part, captioner, partial(_rows, captioner, shard, batch_size, num_workers, windows_s), report):
             _finish(part, target, failed, report)
         report.total_s = time.perf_counter() - started
@@ -231,6 +264,7 @@ def _write(
     with JsonLines(part, captioner.loaded.made_by, captioner.provenance()) as file:
         done = file.done
         report.earlier = len(done)
+        failures: dict[tuple[Any, ...], SkippedClip] = {}  # each worker tells of a damaged shard
         try:
             for rows, skipped in rows_of(done):
                 begun = time.perf_counter()
@@ -238,27 +272,30 @@ def _write(
                 file.write(new)
                 done |= {row["id"] for row in new}
                 report.captions += len(new)
-                report.failures += [clip for clip in skipped if clip not in report.failures]
+                failures |= {astuple(clip): clip for clip in skipped}
                 report.writing_s += time.perf_counter() - begun
         except DataError as error:
-            report.failures.append(SkippedClip(report.name, None, str(error)))
+            report.failures = [*failures.values(), SkippedClip(report.name, None, str(error))]
             return False
+    report.failures = list(failures.values())
     return True
 
 
 def _finish(part: Path, target: Path, failed: Path, report: ShardReport) -> None:
     """Let the whole file appear, and beside it what failed."""
     begun = time.perf_counter()
-    if report.failures:
-        rows = [{"id": clip.clip_id, "path": clip.path, "reason": clip.reason} for clip in report.failures]
-        staging = part.with_name(f"{part.name}.failed")
-        staging.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        staging.replace(failed)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
-    if not report.failures:
-        failed.unlink(missing_ok=True)
+    with saving(target):
+        if report.failures:
+            rows = [{"id": clip.clip_id, "path": clip.path, "reason": clip.reason} for clip in report.failures]
+            staging = part.with_name(f"{part.name}.failed")
+            # In ASCII: names in a shard are not always text.
+            staging.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+            staging.replace(failed)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+        if not report.failures:
+            failed.unlink(missing_ok=True)
     report.writing_s += time.perf_counter() - begun
 
 

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from avcap_zoo.accelerators.static_shapes import StaticShapes
-from avcap_zoo.backbones.language import CausalLanguageModel, bucket_of
+from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
+from avcap_zoo.ops.masking import bucket_of
 from avcap_zoo.systems.lavcap.module import LAVCap
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
+from tests.integration.tiny_bubogpt import built_bubogpt, mixed_batch
 
 BUCKETS = (8, 12, 40)
 
@@ -101,7 +103,25 @@ def test_captions_are_the_same_and_decoded_in_two_shapes(
     assert shapes[1] == 2 < shapes[0]
 
 
-def test_every_language_model_is_changed_and_compiled_once(built: LAVCap) -> None:
+def test_sequences_of_mixed_modalities_are_padded_and_mean_the_same() -> None:
+    system, batch = built_bubogpt(), mixed_batch()
+    language = system.model.language
+    losses, captions, lengths = [], [], []
+    for buckets in ((), BUCKETS):
+        language.length_buckets = buckets
+        losses.append(system.training_loss(batch)["caption"].item())
+        lengths.append(language.last_shape[1])
+        captions.append(system.caption(batch))
+    assert lengths[0] % 40 != 0
+    assert lengths[1] == bucket_of(lengths[0], BUCKETS)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert captions[1] == captions[0]
+    language.length_buckets = (300,)
+    assert [language.padded_length(length) for length in (1, 300, 301)] == [300, 300, 512], "no more than positions"
+
+
+def test_every_language_model_is_changed_and_compiled_once(built: LAVCap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 2)
     compiled: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -117,3 +137,6 @@ def test_every_language_model_is_changed_and_compiled_once(built: LAVCap) -> Non
     for _ in range(2):
         language.model(inputs_embeds=torch.zeros(1, 4, 32), use_cache=False)
     assert len(compiled) == 1
+    for length in (5, 6):
+        language.model(inputs_embeds=torch.zeros(1, length, 32), use_cache=False)
+    assert len(compiled) == 3, "torch would stop at its limit"

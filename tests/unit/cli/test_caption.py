@@ -28,6 +28,7 @@ from tests.unit.cli.running import call
         (["a.mp4", "-c", "gone.yaml"], "gone.yaml does not exist"),
         (["a.mp4", "--checkpoint", "x", "--rank", "0"], "--rank and --world are for many clips"),
         (["-", "--checkpoint", "x", "--out", "folder"], "- is for one process and one file"),
+        (["folder/", "--checkpoint", "x", "--out", "folder"], "--out folder holds the shards, and its captions would"),
     ],
 )
 def test_what_is_refused_at_once(arguments: list[str], message: str) -> None:

@@ -53,6 +53,15 @@ def test_lightning_is_told_what_it_would_choose_wrongly(
     assert trainer_options(settings | {"accelerator": "auto"}) == {}
 
 
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+@pytest.mark.usefixtures("nothing_but_a_cpu")
+def test_every_gpu_where_there_is_none(accelerator: str) -> None:
+    settings = {"accelerator": accelerator, "devices": -1, "num_nodes": 1, "strategy": "ddp"}
+    with pytest.raises(DeviceError, match=r"^trainer.devices is -1, .*--trainer.accelerator cpu --trainer.devices 2 "):
+        trainer_options(settings)
+    assert trainer_options(settings | {"devices": 2}) == {}
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
 @pytest.mark.usefixtures("nothing_but_a_cpu")
 def test_absent(name: str) -> None:

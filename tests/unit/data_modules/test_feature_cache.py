@@ -242,6 +242,32 @@ def test_a_cache_of_the_other_modality_is_refused(tmp_path: Path) -> None:
 # -- batches of few shapes ---------------------------------------------------------------------------------------
 
 
+class Halves(Counter):
+    """Tokens of a clip: one, or two if its name ends in an odd number."""
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens, mask = super().encode(batch)
+        mask[[int(clip_id[-1]) % 2 == 0 for clip_id in batch.clip_ids], 1] = False
+        return tokens, mask
+
+
+@pytest.mark.parametrize(("buckets", "wanted"), [((), [1, 2, 1]), ((1.0,), [2, 2, 2])])
+def test_features_of_sound_are_padded_to_the_longest_there_are(
+    tmp_path: Path, buckets: tuple[float, ...], wanted: list[int]
+) -> None:
+    make_folder(tmp_path / "data")
+    options: dict[str, Any] = {"audio_buckets_s": buckets, "eval_batch_size": 1}
+    cache = tmp_path / "cache"
+    data_module(tmp_path / "data", **options).cache_features(Halves().encoder, cache, ("val",), device=CPU)
+    batches = list(data_module(tmp_path / "data", audio_cache=str(cache), **options).val_dataloader())
+    assert [batch.shapes()["audio_features"] for batch in batches] == [(1, n, 4) for n in wanted]
+    for number, batch in enumerate(batches):
+        assert batch.audio_features is not None
+        assert batch.audio_mask is not None
+        assert batch.audio_mask.sum() == 1 + number % 2
+        assert torch.equal(batch.audio_features != 0, batch.audio_mask[..., None].expand(-1, -1, 4))
+
+
 def test_frames_at_a_rate_are_padded_and_masked(tmp_path: Path) -> None:
     make_folder(tmp_path, with_videos=True)  # films of 0.4 s
     data = data_module(tmp_path, modalities=("visual",), num_frames=5, frames_per_s=10.0, eval_batch_size=3)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def test_files_folders_and_patterns() -> None:
     assert found.problems == []
     assert found.clips[2] == ClipRecord("clips/b.mp4", [], "clips/b.mp4", "clips/b.mp4")
     assert ids(find_inputs(["clips/**/*.jpg"])) == ["clips/deep/c.jpg"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is text")
+def test_a_name_that_is_no_text_is_spelled_out() -> None:
+    Path(os.fsdecode(b"clips/caf\xe9.wav")).touch()
+    found = find_inputs([os.fsdecode(b"clips/caf\xe9.wav")])
+    assert ids(found) == ["clips/caf\\udce9.wav"]
+    assert Path(str(found.clips[0].audio)).exists()
 
 
 def test_what_cannot_be_used_is_named_and_does_not_stop_the_rest() -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from avcap_zoo.errors import ConfigError, DataError
-from avcap_zoo.serving.outputs import Row, open_captions, subtitles
+from avcap_zoo.serving.outputs import CaptionSaveError, Row, open_captions, subtitles
 
 PROVENANCE = {"system": "Toy", "decode": {"beams": 2}}
 
@@ -105,3 +107,43 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write .*file/a\.jsonl"):
         open_captions(tmp_path / "file/a.jsonl", "abc", {})
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    path = tmp_path / "a.jsonl"
+    write(path, row("x"))
+    lock = "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    hold = f"{lock}; print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=r"another process writes .*a\.jsonl: let it end"):
+            open_captions(path, "abc", PROVENANCE)
+        other.kill()
+    with open_captions(path, "abc", PROVENANCE) as file:
+        assert file.done == {"x"}
+        # And the other way round: what is open here cannot be taken there.
+        refused = subprocess.run([sys.executable, "-c", lock, str(path)], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in refused.stderr
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_full_disk_keeps_what_is_there(small_disk: Path, suffix: str) -> None:
+    path = small_disk / f"a{suffix}"
+    with pytest.raises(CaptionSaveError, match=rf"cannot write .*a{suffix}: No space left on device"):
+        write(path, *(row(f"{number}", "a dog " * 10_000) for number in range(30)))
+    with open_captions(path, "abc", PROVENANCE) as file:
+        assert file.done == {str(number) for number in range(len(file.done))}
+        assert 10 < len(file.done) < 20
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_ids_may_hold_any_letter(tmp_path: Path, suffix: str) -> None:
+    ids = ["a\u2028b.png", "c\x85d.png", "e\nf.png", "\u00e9.png"]
+    path = tmp_path / f"a{suffix}"
+    write(path, *map(row, ids))
+    with open_captions(path, "abc", PROVENANCE) as file:
+        assert file.done == set(ids)

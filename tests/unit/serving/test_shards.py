@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
+import os
+import tarfile
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +22,8 @@ from avcap_zoo.data_modules.dataset import DecodeSettings
 from avcap_zoo.errors import ConfigError, DataError
 from avcap_zoo.serving.caption import Captioner
 from avcap_zoo.serving.loading import Loaded
-from avcap_zoo.serving.shards import Place, ShardReport, caption_shards, find_shards, place_of
+from avcap_zoo.serving.outputs import CaptionSaveError
+from avcap_zoo.serving.shards import Place, ShardReport, caption_shards, find_shards, keep_settings, place_of
 from tests.unit.data_modules.test_images import picture, write_shard
 from tests.unit.systems.vlrm import toy
 
@@ -98,11 +104,57 @@ def test_a_stopped_process_goes_on_within_its_shard(
     assert list(rows(tmp_path / "out")) == ["0.tar.jsonl"]
     (part,) = (tmp_path / "out").glob(".*.partial")
     part.write_bytes(part.read_bytes() + b'{"id": "1')  # as if the stop had come within a line
-    reports = run(captioner, inputs, tmp_path / "out")
+    reports = run(captioner, inputs, tmp_path / "out", Place(1, 2, 1))  # another number of processes
     assert (reports[0].name, reports[0].earlier, reports[0].captions) == ("1.tar", 2, 3)
+    run(captioner, inputs, tmp_path / "out")
     run(captioner, inputs, tmp_path / "whole")
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_list_that_has_grown_is_looked_through_again(captioner: Captioner, inputs: Path, tmp_path: Path) -> None:
+    whole = (inputs / "list.txt").read_text()
+    (inputs / "list.txt").write_text(whole[:35])  # five of seven rows
+    run(captioner, inputs, tmp_path / "out")
+    (inputs / "list.txt").write_text(whole)
+    later = time.time() + 60
+    os.utime(inputs / "list.txt", (later, later))
+    again = [(report.name, report.earlier, report.captions) for report in run(captioner, inputs, tmp_path / "out")]
+    assert again == [("list.txt-00000", 3, 0), ("list.txt-00001", 2, 1), ("list.txt-00002", 0, 1)]
+    run(captioner, inputs, tmp_path / "whole")
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+
+
+def test_a_folder_that_was_begun_with_other_settings(tmp_path: Path) -> None:
+    for rank in range(2):
+        keep_settings(tmp_path / "out", Place(rank, 2, rank), {"--rows_per_shard": 3, "--window_s": None})
+    with pytest.raises(DataError, match=r"was begun with --rows_per_shard 3, found 4: give the same"):
+        keep_settings(tmp_path / "out", ALONE, {"--rows_per_shard": 4, "--window_s": None})
+    with pytest.raises(DataError, match=r"was begun with --window_s None, found 2\.0: give the same"):
+        keep_settings(tmp_path / "out", ALONE, {"--rows_per_shard": 3, "--window_s": 2.0})
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(captioner: Captioner, inputs: Path, small_disk: Path) -> None:
+    out = small_disk / "out"
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(2**20 - 12_288))
+    with pytest.raises(CaptionSaveError, match=r"cannot write .*: No space left on device"):
+        run(captioner, inputs, out)
+    filler.unlink()
+    run(captioner, inputs, out)
+    found = [row["id"] for file in rows(out).values() for row in file]
+    assert len(found) == len(set(found)) == 17
+
+
+def test_names_that_are_no_text(captioner: Captioner, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as shard:
+        member = tarfile.TarInfo("caf\u00e9.png")
+        member.size = len(picture())
+        shard.addfile(member, io.BytesIO(picture()))
+    out = tmp_path / "out"
+    (report,) = caption_shards(captioner, find_shards([str(tmp_path / "0.tar")], 3), out, ALONE)
+    assert [clip.reason for clip in report.failures] == ["its name leads out of the shard or holds control characters"]
+    assert rows(out)["0.tar.failed.jsonl"][0]["id"] == "caf\udce9"
 
 
 def test_what_fails_is_listed_and_tried_again(captioner: Captioner, inputs: Path, tmp_path: Path) -> None:
@@ -125,6 +177,32 @@ def test_what_fails_is_listed_and_tried_again(captioner: Captioner, inputs: Path
     found = rows(tmp_path / "out")
     assert [name for name in found if "failed" in name] == ["0.tar.failed.jsonl"]
     assert len(found["list.txt-00000.jsonl"]) == 3
+
+
+def test_a_worker_that_hangs_ends_the_shard(
+    captioner: Captioner, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avcap_zoo.serving.caption._WORKER_TIMEOUT_S", 1)
+    monkeypatch.setattr("avcap_zoo.data_modules.images.decode_image", lambda *_: time.sleep(1000))
+    (report,) = run(captioner, inputs / "0.tar", tmp_path / "out", num_workers=1)
+    assert report.failures[0].reason.endswith("a file that takes for ever. --num_workers 0 shows where")
+
+
+def test_shards_that_are_none_make_no_noise(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.tar").write_bytes(b"no shard")
+    # Workers of the second shard had inherited those of the first, and tried to end them.
+    monkeypatch.setattr("avcap_zoo.serving.caption.leave_process_group", lambda worker: gc.collect())
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: os.write(2, repr(unraisable).encode()))
+    gc.disable()
+    try:
+        reports = run(captioner, tmp_path, tmp_path / "out", num_workers=1)
+    finally:
+        gc.enable()
+    assert [len(report.failures) for report in reports] == [1, 1]
+    assert capfd.readouterr().err == ""
 
 
 def test_captions_of_other_weights_are_not_mixed_with(captioner: Captioner, inputs: Path, tmp_path: Path) -> None:

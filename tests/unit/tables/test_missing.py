@@ -61,10 +61,10 @@ def test_everything_that_is_missing_is_named_with_its_remedy() -> None:
 
 
 def test_a_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avcap_zoo.tables.missing._has_accelerator", lambda: False)
+    monkeypatch.setattr("avcap_zoo.tables.missing._has_gpu", lambda: False)
     table, blip2 = row("vlrm", "3", "blip2")
     found = what_is_missing(table, blip2)
-    assert found[-1] == "device: this row is too much for a processor; run it on a machine with a GPU or HPU"
+    assert found[-1] == "device: this row is too much for a processor; run it on a machine with a GPU"
     assert what_is_missing(replace(table, needs_accelerator=False), blip2) == found[:-1]
 
 

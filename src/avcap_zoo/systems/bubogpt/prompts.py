@@ -219,18 +219,20 @@ def assemble(
         masks.append(mask + [True] * len(answer))
         labels.append([-100] * len(line) + answer)
     device = language.device
+    length = max(map(len, ids), default=0)
+    if last is None:
+        length = language.padded_length(length)
     return language.interleave(
-        _padded(ids, gap).to(device),
-        _padded(masks, False).to(device),
-        _padded(labels, -100).to(device),
+        _padded(ids, gap, length).to(device),
+        _padded(masks, False, length).to(device),
+        _padded(labels, -100, length).to(device),
         {CODES[modality]: found for modality, found in tokens.items()},
         last=last,
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """(B, L) of rows of different lengths."""
-    length = max((len(row) for row in rows), default=0)
+def _padded(rows: Sequence[Sequence[int]], value: int, length: int) -> Tensor:
+    """(B, L) of rows of different lengths, none longer than L."""
     kind = torch.bool if value is False else torch.long
     padded = torch.tensor([[*row, *([value] * (length - len(row)))] for row in rows], dtype=kind)
     return padded.view(len(rows), length)
