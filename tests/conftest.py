@@ -70,6 +70,13 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def port_of_its_own() -> Iterator[None]:
+    """Forget the port that Lightning leaves in the environment: the next run would take it, and it may be in use."""
+    yield
+    os.environ.pop("MASTER_PORT", None)
+
+
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 + 6 + 6 generated clips in every format, made once per run, whatever the number of processes. Read only."""

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -227,6 +228,23 @@ def test_two_processes_through_the_script(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GLOBAL_RANK: 1" in done.stderr + done.stdout
     assert [path.name for path in Path("runs/toysystem").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_a_first_process_that_fails_leaves_none_behind(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "avcap_zoo", "fit", "-c", "base.yaml"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = subprocess.run(  # waits until nobody holds the pipes
+            [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+            env={**os.environ, "MASTER_PORT": str(taken.getsockname()[1])},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    assert "EADDRINUSE" in done.stderr
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import typing
 import warnings
@@ -44,6 +45,9 @@ from avcap_zoo.systems.signals import SaveOnSignal
 
 PARSER_MODE = "avcap_yaml"
 """jsonargparse's YAML, with short names replaced as each file is read."""
+
+_GRACE_S = 10.0
+"""For a process to end by itself."""
 
 CHECKPOINT_WORDS = {"best", "hpc"}
 """What Lightning takes for `ckpt_path` besides a path; `last` is ours."""
@@ -275,6 +279,9 @@ class CaptionCLI(LightningCLI):
             ]
             print(_stopped(self._command, self.trainer.global_step, saved[0] if saved else None), file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
+        except BaseException:
+            _end_others(self.trainer)
+            raise
 
     def after_fit(self) -> None:
         """Name the checkpoint that `test` wants."""
@@ -326,6 +333,18 @@ def constructor_error(error: BaseException) -> BaseException:
 def load_yaml(text: str) -> Any:
     """What `PARSER_MODE` reads from a text: YAML, short names replaced."""
     return expand_config(get_loader("yaml")(text))
+
+
+def _end_others(trainer: Trainer) -> None:
+    """End the processes that this one, which fails, has begun: some would wait for it for half an hour."""
+    begun = [p for p in getattr(trainer.strategy.launcher, "procs", []) if isinstance(p, subprocess.Popen)]
+    for process in begun:
+        process.terminate()
+    for process in begun:
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:
