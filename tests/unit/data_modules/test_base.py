@@ -22,6 +22,7 @@ from avcap_zoo.batch import Batch, Split
 from avcap_zoo.data_modules.dataset import ClipDataset, DecodeSettings, Sample, collate
 from avcap_zoo.data_modules.records import ClipRecord, PackedRecords, SplitIndex
 from avcap_zoo.errors import ConfigError, DataError, MediaError
+from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 from tests.unit.data_modules.folders import data_module, make_folder, sound, write_rows
 from tests.unit.data_modules.media_files import write_sound
 
@@ -608,9 +609,9 @@ def test_a_run_goes_on_in_mid_epoch_on_other_processes(tmp_path: Path, before: i
     def start(folder: str, processes: int, stop_after: int | None, ckpt_path: Path | None = None) -> Counter[str]:
         (tmp_path / folder).mkdir()
         ddp = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {"devices": 1}
-        run = trainer(tmp_path / folder / "run", **options, **ddp)
+        run = trainer(tmp_path / folder / "run", plugins=[AtomicCheckpointIO()], **options, **ddp)
         data = data_module(tmp_path / "data", num_workers=1)
-        run.fit(Writer(tmp_path / folder, stop_after), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        run.fit(Writer(tmp_path / folder, stop_after), datamodule=data, ckpt_path=ckpt_path)
         lines = [path.read_text().split() for path in sorted((tmp_path / folder).glob("*.txt"))]
         assert len(lines) == processes
         return Counter(clip_id for line in lines for clip_id in line)

@@ -55,7 +55,7 @@ def test_the_best_of_a_run_is_the_best_of_all_its_parts(losses: tuple[float, ...
         system = Line(*losses)
         batches: DataLoader[Batch] = DataLoader([batch_of("a")], batch_size=None)  # type: ignore[arg-type]
         last = tmp_path / "first/last.ckpt" if number else None
-        run.fit(system, batches, batches, ckpt_path=last, weights_only=True)
+        run.fit(system, batches, batches, ckpt_path=last)
     assert checkpoint.best_model_path == str(tmp_path / best / "best.ckpt")
     assert checkpoint.best_model_score == min(losses)
     assert (tmp_path / "first/best.ckpt").is_file()
