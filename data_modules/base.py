@@ -424,11 +424,7 @@ class CaptionDataModule(LightningDataModule):
         cropped = (
             {} if decode.max_duration_s is None else {"max_duration_s": decode.max_duration_s, "crop": decode.crop}
         )
-        return {
-            "sample_rate_hz": self.sample_rate_hz,
-            "audio_buckets_s": list(decode.audio_buckets_s),
-            **cropped,
-        }
+        return {"sample_rate_hz": self.sample_rate_hz, **cropped}  # buckets only pad
 
     def _attach_cache(self, index: SplitIndex, split: Split, modality: Modality, folder: Path) -> None:
         reader = FeatureReader(folder, split)
