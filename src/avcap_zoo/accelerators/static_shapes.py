@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,13 +18,20 @@ _GRAPHS_PER_BUCKET = 4
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
+@runtime_checkable
+class Pads(Protocol):
+    """A part that pads texts to a few lengths if it is told any."""
+
+    length_buckets: tuple[int, ...]
+
+
 class StaticShapes(Callback):
     """Keeps the shapes of a causal language model few, and counts those of all training batches.
 
-    Training captions are padded to one of a few lengths and prompts to the longest there is; where clips of a batch
-    differ in modality, whole sequences to one of the lengths. Captions are decoded with a cache of fixed size. The
-    padding is masked: losses change by rounding only. `train/batch_shapes` in the log is the number of distinct shapes
-    so far, of a batch and of what its language model was given together.
+    Training captions, given or drawn, are padded to one of a few lengths and prompts to the longest there is; where
+    clips of a batch differ in modality, whole sequences to one of the lengths. Captions are decoded with a cache of
+    fixed size. The padding is masked: losses change by rounding only. `train/batch_shapes` in the log is the number of
+    distinct shapes so far, of a batch and of what its language model was given together.
 
     Args:
         caption_buckets: lengths in tokens, the end token included; a longer caption is padded to a multiple of the
@@ -85,8 +92,10 @@ class StaticShapes(Callback):
     def _prepare(self, pl_module: LightningModule) -> None:
         if self._prepared:
             return
+        for part in pl_module.modules():
+            if isinstance(part, Pads):
+                part.length_buckets = self.caption_buckets
         for language in _language_models(pl_module):
-            language.length_buckets = self.caption_buckets
             if self.compile_backend is not None:
                 # Each length is a graph of its own: one of dynamic length is what is to be avoided.
                 language.model.compile(backend=self.compile_backend, dynamic=False)

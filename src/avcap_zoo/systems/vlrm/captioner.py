@@ -16,7 +16,7 @@ from avcap_zoo.backbones.language import GenerationSettings, is_shared_out, word
 from avcap_zoo.backbones.pretrained import load_part, load_pretrained
 from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_images
 from avcap_zoo.errors import ConfigError, ShapeError, WeightsError, first_line, hub_error
-from avcap_zoo.ops.masking import length_mask
+from avcap_zoo.ops.masking import bucket_of, length_mask
 from avcap_zoo.ops.returns import token_log_probs
 from avcap_zoo.systems.vlrm.keymap import captioner_to_partial, is_partial
 from avcap_zoo.weights.load import compare_keys, load_tensors
@@ -117,6 +117,8 @@ class Captioner(nn.Module):
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
+        self.length_buckets: tuple[int, ...] = ()
+        """Lengths in tokens to which drawn captions are padded; with none, to the longest of them."""
 
     @property
     def language_model(self) -> Any:
@@ -267,6 +269,13 @@ class Captioner(nn.Module):
                 synced_gpus=is_shared_out(self.language_model),
             )
         return ids
+
+    def padded_length(self, length: int) -> int:
+        """To how many tokens drawn captions are padded: `length` itself without `length_buckets`."""
+        if not self.length_buckets:
+            return length
+        room: int = self.blip.config.text_config.max_position_embeddings - self.num_queries - 1
+        return max(length, min(bucket_of(length, self.length_buckets), room))
 
     def decode(self, ids: Tensor) -> list[str]:
         """Texts of generated ids, one line each; a caption without end token is kept whole."""

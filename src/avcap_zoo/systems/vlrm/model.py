@@ -210,7 +210,7 @@ class VLRMModel(nn.Module):
                 features.append(seen)
                 prefixes.append(prefix)
                 drawn.append(sample)
-        length = max(tokens.shape[1] for tokens, _, _ in drawn)
+        length = self.captioner.padded_length(max(tokens.shape[1] for tokens, _, _ in drawn))
         pad = nn.functional.pad
         captions = self.describe(
             batch.clip_ids,
@@ -365,13 +365,13 @@ class VLRMModel(nn.Module):
     def _micro_batches(self, rollout: Rollout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows, tokens and mask of captions of like length, longest first, cut to the longest of each part.
 
-        Captions that are left out are in none, but for a single one if all are.
+        With `length_buckets` to its bucket. Captions that are left out are in none, but for a single one if all are.
         """
         lengths = rollout.mask.sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)
         order = order[: max(1, int((lengths > 0).sum()))]
         for rows in order.split(self.update.micro_batch_size or len(order)):
-            longest = max(1, int(lengths[rows[0]]))
+            longest = min(self.captioner.padded_length(max(1, int(lengths[rows[0]]))), rollout.mask.shape[1])
             yield rows, rollout.captions.tokens[rows, :longest], rollout.mask[rows, :longest]
 
     # Captions

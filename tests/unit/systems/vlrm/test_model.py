@@ -212,6 +212,35 @@ def test_any_micro_batch_size_gives_the_same_gradients(reduction: Any) -> None:
             torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=f"{size}: {name}")
 
 
+def test_padding_to_buckets_changes_shapes_only() -> None:
+    model = toy.model(toy.ALL, micro_batch_size=2)
+    rollouts = []
+    for buckets in ((), (5, 12)):
+        model.captioner.length_buckets = buckets
+        torch.manual_seed(3)
+        rollouts.append(model.collect(toy.batch(7)))
+    plain, padded = rollouts
+    longest = plain.mask.shape[1]
+    assert padded.mask.shape[1] == 12 > longest
+    assert padded.captions.tokens[:, :longest].equal(plain.captions.tokens)
+    assert not padded.mask[:, longest:].any()
+    torch.testing.assert_close(padded.returns[:, :longest][plain.mask], plain.returns[plain.mask])
+    for rollout in rollouts:
+        rollout.mask &= torch.arange(rollout.mask.shape[1]) < torch.tensor([8, 3, 5, 8, 1, 2, 6])[:, None]
+    lengths: set[int] = set()
+    stack = model.captioner.language_model.base_model
+    stack.register_forward_pre_hook(
+        lambda _, given, named: lengths.add(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    whole = iterate(model, padded)
+    assert lengths == {3 + 1 + 5, 3 + 1 + 12}
+    model.captioner.length_buckets = ()
+    for name, value in iterate(model, plain).items():
+        torch.testing.assert_close(whole[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    model.captioner.length_buckets = (200,)
+    assert model.captioner.padded_length(9) == 64 - 3 - 1  # what there are positions for
+
+
 def test_a_process_whose_captions_are_all_left_out_has_no_part_in_the_gradients() -> None:
     model = toy.model(micro_batch_size=2)
     rollout = model.collect(toy.batch(3))
