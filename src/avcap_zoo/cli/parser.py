@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import typing
 import warnings
 from argparse import ArgumentError
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,7 +41,7 @@ from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_nam
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.errors import ConfigError, MissingExtraError
+from avcap_zoo.errors import ConfigError, DeviceError, MissingExtraError, first_line
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.signals import SaveOnSignal
 
@@ -47,7 +49,7 @@ PARSER_MODE = "avcap_yaml"
 """jsonargparse's YAML, with short names replaced as each file is read."""
 
 _GRACE_S = 10.0
-"""For a process to end by itself."""
+"""For processes to end by themselves."""
 
 CHECKPOINT_WORDS = {"best", "hpc"}
 """What Lightning takes for `ckpt_path` besides a path; `last` is ours."""
@@ -279,8 +281,13 @@ class CaptionCLI(LightningCLI):
             ]
             print(_stopped(self._command, self.trainer.global_step, saved[0] if saved else None), file=sys.stderr)
             raise SystemExit(128 + signal.SIGTERM) from None
-        except BaseException:
+        except BaseException as error:
             _end_others(self.trainer)
+            if torch.distributed.is_available() and isinstance(error, torch.distributed.DistNetworkError):
+                raise DeviceError(
+                    f"the processes of the run cannot find each other: {first_line(error)}; give the first one a free "
+                    f"port with MASTER_PORT=29511, and the others its machine with MASTER_ADDR"
+                ) from error
             raise
 
     def after_fit(self) -> None:
@@ -340,9 +347,10 @@ def _end_others(trainer: Trainer) -> None:
     begun = [p for p in getattr(trainer.strategy.launcher, "procs", []) if isinstance(p, subprocess.Popen)]
     for process in begun:
         process.terminate()
+    deadline = time.monotonic() + _GRACE_S
     for process in begun:
         try:
-            process.wait(_GRACE_S)
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
 

@@ -19,6 +19,7 @@ from avcap_zoo.ops.masking import bucket_of
 from avcap_zoo.systems.lavcap.module import LAVCap
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
 from tests.integration.tiny_bubogpt import built_bubogpt, mixed_batch
+from tests.unit.systems.vlrm import toy
 
 BUCKETS = (8, 12, 40)
 
@@ -54,6 +55,13 @@ def test_training_sees_no_more_shapes_than_buckets(scenes_root: Path, tmp_path: 
     assert len(shapes.seen) <= len(BUCKETS) < len(lengths.seen)
     header, *_, last = (tmp_path / "metrics.csv").read_text().splitlines()
     assert float(last.split(",")[header.split(",").index("train/batch_shapes")]) == len(shapes.seen)
+
+
+def test_captions_that_are_drawn_get_the_buckets_too(tmp_path: Path) -> None:
+    system = toy.system()
+    system.configure_model()
+    StaticShapes(BUCKETS).on_fit_start(tiny_trainer(tmp_path), system)
+    assert system.model.captioner.padded_length(9) == 12
 
 
 @pytest.fixture
