@@ -10,6 +10,8 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from avcap_zoo.cli.main import avcap, lightning
 from tests.unit.cli.running import BASE, Outcome, call, write
 
+DDP = ["--trainer.strategy.class_path", "lightning.pytorch.strategies.DDPStrategy"]
+
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +168,11 @@ def test_mistake_in_a_file(overlay: str, message: str, capsys: pytest.CaptureFix
             ["fit", "-c", "base.yaml", "--trainer.strategy", "ddpp"],
             "lightning fit: trainer: You selected an invalid strategy name: `strategy='ddpp'`",
             id="unknown strategy",
+        ),
+        pytest.param(
+            ["fit", "-c", "base.yaml", *DDP, "--trainer.strategy.find_unused=true"],
+            "lightning fit: command line: trainer.strategy.init_args.find_unused: DDPStrategy has no such argument",
+            id="argument of a strategy",
         ),
         pytest.param(
             ["fit", "-c", "base.yaml", "--trainer.devices", "some"],

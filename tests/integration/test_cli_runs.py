@@ -28,7 +28,27 @@ from tests.unit.cli.running import BASE, call, write
 from tests.unit.cli.toy import ToySystem
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = "import sys\nfrom avcap_zoo.cli.main import lightning\nsys.exit(lightning())\n"
+SCRIPT = """
+import sys
+from pathlib import Path
+from avcap_zoo.cli.main import lightning
+try:
+    code = lightning()
+except SystemExit as stop:
+    code = stop.code
+with open("threads.txt", "a") as file:
+    file.writelines(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+sys.exit(code)
+"""
+STOP = """
+import os
+import signal
+from tests.unit.cli.toy import ToySystem
+def told(self, *_):
+    if self.global_step == 1 and self.global_rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+ToySystem.on_train_batch_start = told
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -219,15 +239,21 @@ def test_a_run_that_is_told_to_end_says_how_to_go_on(
 
 
 @pytest.mark.slow
-def test_two_processes_through_the_script(tmp_path: Path) -> None:
-    write("lightning_script.py", SCRIPT)
+@pytest.mark.parametrize("stopped", [False, True])
+def test_two_processes_through_the_script(stopped: bool) -> None:
+    write("lightning_script.py", STOP + SCRIPT if stopped else SCRIPT)
     arguments = ["fit", "-c", "base.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    arguments += ["--trainer.max_steps", "3"]
     done = subprocess.run(
         [sys.executable, "lightning_script.py", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (143 if stopped else 0), done.stderr
     assert "GLOBAL_RANK: 1" in done.stderr + done.stdout
     assert [path.name for path in Path("runs/toysystem").iterdir()] == ["version_0"]
+    # Threads of a process group that outlive the run abort the process now and then.
+    threads = Path("threads.txt").read_text(encoding="utf-8").splitlines()
+    assert len(threads) > 1
+    assert not [name for name in threads if name.startswith("pt_gloo")]
 
 
 @pytest.mark.slow

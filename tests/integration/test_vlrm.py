@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -355,6 +356,9 @@ def work(rank: int, folder: str, port: int) -> None:
     assert trainer.global_step == 2
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"tensors": trained_tensors(system), "logged": logged}, Path(folder) / f"{rank}.pt")
+    del trainer
+    gc.collect()  # or the threads of the process group outlive Python, and abort the process now and then
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

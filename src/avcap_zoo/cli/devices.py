@@ -1,8 +1,11 @@
-"""Is the accelerator that was asked for there? Asked before anything large is built, answered in one line."""
+"""The devices of a run: are they there? Asked before anything large is built, answered in one line. And their end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +75,33 @@ def trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     options = hpu.trainer_options(settings["devices"], settings["num_nodes"])
     return options if settings["strategy"] in {"auto", "ddp"} else options | {"strategy": settings["strategy"]}
+
+
+@contextmanager
+def process_group_of_run() -> Iterator[None]:
+    """Whatever process group is begun within ends with it, unless that fails: then others may still wait for it.
+
+    gloo's threads let go of the last tensors when they get to it. If Python has gone by then, they abort the process,
+    whose run was a success (pytorch issue 190489). A group takes its threads along as soon as nothing refers to it.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available() or distributed.is_initialized():
+        yield
+        return
+    try:
+        yield
+    except SystemExit as stop:
+        if distributed.is_initialized():
+            traceback.clear_frames(stop.__traceback__)
+            _end_process_group()
+        raise
+    if distributed.is_initialized():
+        _end_process_group()
+
+
+def _end_process_group() -> None:
+    gc.collect()  # modules that were wrapped for the group
+    torch.distributed.destroy_process_group()
 
 
 def _has_one_of(accelerators: Sequence[str]) -> bool:

@@ -29,6 +29,7 @@ from avcap_zoo.errors import AvcapError
 COMMAND_LINE = "command line"
 LISTED_PROBLEMS = 8
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+TRAINER_LISTS = {"callbacks", "logger", "plugins"}
 SHORTHAND_MODULES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
 """Where jsonargparse, too, finds classes by their bare name."""
 
@@ -246,7 +247,7 @@ def read_layers(arguments: Sequence[str]) -> Iterator[Located]:
             continue
         keys = option.removeprefix("--").removesuffix("+").split(".")
         # `--trainer.callbacks.monitor` speaks of the last item of a list, which this reading does not follow.
-        if keys[-1] != "help" and (keys[0] != "trainer" or len(keys) == 2):
+        if keys[-1] != "help" and (keys[0] != "trainer" or len(keys) == 2 or keys[1] not in TRAINER_LISTS):
             yield nested(keys, _from_command_line(value, layer))
 
 

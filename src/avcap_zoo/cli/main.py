@@ -131,7 +131,10 @@ def _dispatch(prog: str, verbs: Mapping[str, Verb], arguments: list[str]) -> int
         raise CommandLineError(_wrong_start(prog, verbs, arguments))
     if first in TRAINER_VERBS:
         check_arguments(prog, arguments)
-        import_module(TRAINER_VERBS[first].module).run(prog, arguments)
+        from avcap_zoo.cli.devices import process_group_of_run
+
+        with process_group_of_run():
+            import_module(TRAINER_VERBS[first].module).run(prog, arguments)
         return 0
     return int(import_module(verbs[first].module).main(arguments[1:]) or 0)
 

@@ -196,6 +196,7 @@ def test_shards_that_are_none_make_no_noise(
     # Workers of the second shard had inherited those of the first, and tried to end them.
     monkeypatch.setattr("avcap_zoo.serving.caption.leave_process_group", lambda worker: gc.collect())
     monkeypatch.setattr("sys.unraisablehook", lambda unraisable: os.write(2, repr(unraisable).encode()))
+    gc.collect()  # loaders of other tests
     gc.disable()
     try:
         reports = run(captioner, tmp_path, tmp_path / "out", num_workers=1)
