@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import json
 import re
 import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from avcap_zoo.metrics.contrast import ContrastModel
 from avcap_zoo.metrics.fense import ErrorDetector, SentenceEncoder
 from avcap_zoo.metrics.model_folder import load_tokenizer as load_score_tokenizer
 from avcap_zoo.serving.loading import load_system
+from avcap_zoo.systems.base import System
 from avcap_zoo.systems.bubogpt.detection import GroundingDino
 from avcap_zoo.systems.bubogpt.segmentation import SAM
 from avcap_zoo.systems.bubogpt.tagging import CLIPTagger, RAMTagger
@@ -229,6 +232,46 @@ def test_every_setting_that_names_weights_is_tried() -> None:
             }
     tried = {entry.partition(",")[0] for entry in {*FILES, *FOLDERS} if ".py" in entry}
     assert found == tried | FOREIGN | ALIASES
+
+
+EVIL_CLASS = {"class_path": "trap.Evil", "init_args": {}}
+SETTINGS: dict[str, tuple[Callable[[], System], Callable[[dict[str, Any], Path], None]]] = {
+    "a class in a free setting": (tiny_lavcap, lambda found, _: found["language"]["config"].update(x=EVIL_CLASS)),
+    "in a list there": (tiny_lavcap, lambda found, _: found["vision"]["config"].update(x=[EVIL_CLASS])),
+    "in a text there": (tiny_lavcap, lambda found, _: found["vision"]["config"].update(x=json.dumps(EVIL_CLASS))),
+    "in a text with escapes": (
+        tiny_lavcap,
+        lambda found, _: found["vision"]["config"].update(x=json.dumps(EVIL_CLASS).replace("class_p", "class\\x5fp")),
+    ),
+    "in place of a group": (tiny_lavcap, lambda found, _: found.update(language=EVIL_CLASS)),
+    "in a file in place of a group": (tiny_lavcap, lambda found, file: found.update(language=str(file))),
+    "the kind of a reward": (
+        vlrm.system,
+        lambda found, _: next(iter(found["rewards"].values())).update(kind="trap.Evil"),
+    ),
+    "a reward in a file": (vlrm.system, lambda found, file: found["rewards"].update(x=str(file))),
+}
+
+
+@pytest.mark.parametrize("entry", SETTINGS)
+def test_hostile_settings_in_a_checkpoint(
+    entry: str, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trap.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil: pass\n")
+    sys.modules.pop("trap", None)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "evil.yaml").write_text(json.dumps({"kind": "trap.Evil", "config": {"x": EVIL_CLASS}}))
+    make, spoil = SETTINGS[entry]
+    system = make()
+    settings = json.loads(json.dumps(system.init_args))
+    spoil(settings, tmp_path / "evil.yaml")
+    note = {"class_path": f"{type(system).__module__}.{type(system).__name__}", "init_args": json.dumps(settings)}
+    torch.save({"state_dict": {}, "avcap_zoo": note}, tmp_path / "hostile.ckpt")
+    with pytest.raises(AvcapError, match=r"hostile\.ckpt"):
+        load_system(tmp_path / "hostile.ckpt")
+    assert not marker.exists()
+    importlib.import_module("trap")
+    assert marker.exists(), "the trap itself must work"
 
 
 def test_hostile_arrays(tmp_path: Path, marker: Path) -> None:

@@ -320,8 +320,7 @@ def run(prog: str, arguments: Sequence[str], cli: type[CaptionCLI] = CaptionCLI)
     """
     # Lightning 2.6 asks torch >= 2.12 in a way that torch calls deprecated; users can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)  # only classes that a setting's type asks for
-    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    set_up_parsing()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
         return cli(prog, arguments)
@@ -335,6 +334,12 @@ def constructor_error(error: BaseException) -> BaseException:
     while error.__cause__ is not None and str(error).startswith(frames):
         error = error.__cause__
     return error
+
+
+def set_up_parsing() -> None:
+    """Let jsonargparse read `PARSER_MODE`, and build only classes that the type of a setting asks for."""
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
 
 
 def load_yaml(text: str) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import yaml
-from jsonargparse import Namespace, set_loader
+from jsonargparse import Namespace
 
 from avcap_zoo.backbones.vision.finders import Detector, Segmenter, Tagger
 from avcap_zoo.cli.explain import explain
@@ -15,7 +14,7 @@ from avcap_zoo.cli.parser import (
     CaptionArgumentParser,
     ParserRefusalError,
     constructor_error,
-    load_yaml,
+    set_up_parsing,
 )
 from avcap_zoo.cli.short_names import DETECTORS, MATCHERS, SEGMENTERS, TAGGERS, expand_arguments
 from avcap_zoo.cli.usage import CommandLineError
@@ -81,7 +80,7 @@ def _known() -> dict[str, Any]:
 
 
 def _parser() -> CaptionArgumentParser:
-    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    set_up_parsing()
     parser = CaptionArgumentParser(prog="avcap ground", allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("-c", "--config", action="config")
     for key, base in STAGES.items():

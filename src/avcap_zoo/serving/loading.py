@@ -5,23 +5,24 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import Namespace, set_loader
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from avcap_zoo.cli.explain import COMMAND_LINE, explain
-from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, ParserRefusalError, load_yaml
+from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, ParserRefusalError, load_yaml, set_up_parsing
 from avcap_zoo.cli.usage import CommandLineError
 from avcap_zoo.data_modules.base import CaptionDataModule
 from avcap_zoo.data_modules.dataset import DecodeSettings
-from avcap_zoo.errors import WeightsError
+from avcap_zoo.errors import WeightsError, first_line
 from avcap_zoo.systems.base import CHECKPOINT_KEY, System
 from avcap_zoo.systems.captions import CaptionSystem
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
@@ -73,7 +74,7 @@ def load_system(
         WeightsError: the checkpoint is missing, damaged, of another tool or version, or does not fit.
         CommandLineError: neither checkpoint nor model is given, or a configuration cannot be used.
     """
-    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    set_up_parsing()
     content = None if checkpoint is None else AtomicCheckpointIO().load_checkpoint(checkpoint, _on_cpu)
     note: dict[str, Any] = {}
     arguments = [word for file in configs for word in ("-c", str(file))]
@@ -81,7 +82,7 @@ def load_system(
         note = _note_of(content, str(checkpoint))
         base = _model_argument(note, str(checkpoint), arguments)
         try:
-            _parse_or_explain([base])
+            _parse_or_explain([base], files=False)
         except CommandLineError as error:
             reason = re.sub(rf"{COMMAND_LINE}(:\d+)?: ", "", str(error))
             raise WeightsError(
@@ -127,39 +128,84 @@ def _note_of(content: dict[str, Any], name: str) -> dict[str, Any]:
 def _model_argument(note: dict[str, Any], name: str, arguments: Sequence[str]) -> str:
     """The checkpoint's own settings as the first option of a command line."""
     class_path = note["class_path"]
-    if not class_path.startswith(OWN_SYSTEMS):
+    try:
+        init_args = json.loads(note["init_args"])
+        if class_path.startswith(OWN_SYSTEMS):
+            _check_groups(_class_of(class_path), init_args)
+        named = set(_named_classes(init_args))
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{name} does not say how its model was built: {first_line(error)}") from error
+    if not class_path.startswith(OWN_SYSTEMS) or named:
         model = _parse_or_explain(arguments).model if arguments else None
-        if model is None or _full_name(model.class_path) != class_path:
+        if not class_path.startswith(OWN_SYSTEMS) and (model is None or _full_name(model.class_path) != class_path):
             raise CommandLineError(
                 f"{name} holds {class_path}, which is not part of avcap-zoo and is not imported unasked: "
                 f"name it in a file, -c with model.class_path: {class_path}"
             )
-    try:
-        init_args = json.loads(note["init_args"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{name} does not say how its model was built: {error}") from error
+        if unasked := named.difference(() if model is None else _named_classes(model.as_dict())):
+            raise CommandLineError(
+                f"{name} names {', '.join(sorted(unasked))} in its settings, which is not imported unasked: name it in "
+                f"the same place of a file, -c with model.init_args"
+            )
     return f"--model={json.dumps({'class_path': class_path, 'init_args': init_args})}"
 
 
-def _full_name(class_path: str) -> str:
+def _named_classes(value: Any) -> Iterator[str]:
+    """Classes that settings name, also in texts that the parser would take for YAML."""
+    if isinstance(value, str):
+        with suppress(yaml.YAMLError, ValueError):
+            if isinstance(found := load_yaml(value), dict | list):
+                yield from _named_classes(found)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named_classes(part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if isinstance(part, str) and (key == "class_path" or (key == "kind" and "." in part)):
+                yield part
+            else:
+                yield from _named_classes(part)
+
+
+def _check_groups(kind: type, settings: Any) -> None:
+    """Refuse texts in place of groups of settings: the parser would take them for paths, and read those files.
+
+    Raises:
+        TypeError: names the first.
+    """
+    if not isinstance(settings, dict):
+        raise TypeError(f"{settings!r} in place of the settings of {kind.__name__}")
+    hints = get_type_hints(kind if is_dataclass(kind) else kind.__init__)  # type: ignore[misc]
+    for key, part in settings.items():
+        for group in (hint for hint in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(hint)):
+            if part is not None:
+                _check_groups(group, part)
+
+
+def _class_of(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
-    found = getattr(import_module(module), name)
+    return getattr(import_module(module), name)
+
+
+def _full_name(class_path: str) -> str:
+    found = _class_of(class_path)
     return f"{found.__module__}.{found.__name__}"
 
 
-def _parser() -> CaptionArgumentParser:
+def _parser(*, files: bool = True) -> CaptionArgumentParser:
+    """The parser of settings; with `files` a part of them may be the path of a file that holds it."""
     parser = CaptionArgumentParser(prog="avcap caption", allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("-c", "--config", action="config")
-    parser.add_argument("--model", type=System, required=True, sub_configs=True)
+    parser.add_argument("--model", type=System, required=True, sub_configs=files)
     parser.add_argument("--data", type=CaptionDataModule, sub_configs=True)
     for key in ("trainer", *_TRAINER_KEYS):
         parser.add_argument(f"--{key}", type=Any)
     return parser
 
 
-def _parse_or_explain(arguments: Sequence[str]) -> Namespace:
+def _parse_or_explain(arguments: Sequence[str], *, files: bool = True) -> Namespace:
     try:
-        return _parser().parse_args(list(arguments))
+        return _parser(files=files).parse_args(list(arguments))
     except ParserRefusalError as error:
         if str(error).endswith("are required: model"):
             raise CommandLineError(

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 if TYPE_CHECKING:
     from avcap_zoo.data_modules.base import CaptionDataModule
 
@@ -40,12 +38,10 @@ def data_module(section: Mapping[str, Any]) -> CaptionDataModule:
 @lru_cache(maxsize=32)
 def _data_module(section: str) -> CaptionDataModule:
     # Only here, as below: a page of clips that were decoded before needs neither torch nor lightning.
-    from jsonargparse import set_loader
-
-    from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, load_yaml
+    from avcap_zoo.cli.parser import PARSER_MODE, CaptionArgumentParser, set_up_parsing
     from avcap_zoo.data_modules.base import CaptionDataModule
 
-    set_loader(PARSER_MODE, load_yaml, exceptions=(yaml.YAMLError,))
+    set_up_parsing()
     parser = CaptionArgumentParser(prog="avcap reproduce", allow_abbrev=False, parser_mode=PARSER_MODE)
     parser.add_argument("--data", type=CaptionDataModule, required=True, sub_configs=True)
     data: CaptionDataModule = parser.instantiate(parser.parse_object({"data": json.loads(section)})).data
