@@ -47,6 +47,8 @@ class Send(Callback):
 
 EPOCHS: dict[str, Any] = {"max_epochs": 2}
 """Of five steps, with a validation of two batches after each."""
+SUMS: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 3}
+"""Of steps of three batches and of two."""
 STEPS: dict[str, Any] = {"max_epochs": 3, "max_steps": 9, "val_check_interval": 4, "check_val_every_n_epoch": None}
 
 
@@ -69,7 +71,8 @@ def whole(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     folder = tmp_path_factory.mktemp("whole")
     run(scenes_root, folder / "epochs", **EPOCHS)
     run(scenes_root, folder / "steps", **STEPS)
-    return {10: folder / "epochs", 9: folder / "steps"}
+    run(scenes_root, folder / "sums", **SUMS)
+    return {10: folder / "epochs", 9: folder / "steps", 4: folder / "sums"}
 
 
 @pytest.mark.parametrize(
@@ -79,8 +82,9 @@ def whole(scenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
         (EPOCHS, Send("validation_batch", 5, skip=1), 5),
         (EPOCHS, Send("scores", 5), 5),
         (STEPS, Send("optimizer_step", 3), 4),  # a validation is due after this step
+        (SUMS, Send("train_batch", 2, skip=1), 2),  # the second batch of three
     ],
-    ids=["step", "validation", "scores", "step before a validation"],
+    ids=["step", "validation", "scores", "step before a validation", "half a step"],
 )
 def test_a_run_that_was_told_to_end_goes_on_bit_by_bit(
     options: dict[str, Any], send: Send, saved_at: int, whole: dict[int, Path], scenes_root: Path, tmp_path: Path
@@ -90,7 +94,7 @@ def test_a_run_that_was_told_to_end_goes_on_bit_by_bit(
     saved = tmp_path / "stopped/checkpoints/on_signal.ckpt"
     assert load(saved)["global_step"] == saved_at
     run(scenes_root, tmp_path / "resumed", ckpt_path=saved, **options)
-    last = options.get("max_steps", 10)
+    last = options.get("max_steps", 4 if "accumulate_grad_batches" in options else 10)
     resumed, wanted = (load(folder / f"checkpoints/step={last}.ckpt") for folder in (tmp_path / "resumed", whole[last]))
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "avcap_zoo"):
         assert_same(resumed[key], wanted[key], key)

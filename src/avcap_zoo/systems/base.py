@@ -143,7 +143,9 @@ class System(LightningModule):
         self.interruption: Interruption | None = None
         self._clock = (0.0, 0)
         self._skipped_in_a_row = 0
-        self._leaves_out = False
+        self._left_out_here = False
+        self._took_part = False
+        self._gradients: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -197,10 +199,15 @@ class System(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Restore the random states of a resumed run; start the clock."""
+        """Restore random states and accumulated gradients of a resumed run; start the clock."""
         if self._rng_states is not None:
             set_rng_states(self._rng_states)
             self._rng_states = None
+        for name, gradient in self._gradients.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter)
+        self._took_part = bool(self._gradients)
+        self._gradients = {}
         self._clock = (time.perf_counter(), 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -248,6 +255,7 @@ class System(LightningModule):
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self._took_part = True
         return total
 
     def every_process_has(self, batch: Batch) -> bool:
@@ -273,17 +281,30 @@ class System(LightningModule):
         return others[0].to(self.device) if others and len(batch) == 0 else batch
 
     def _left_out(self) -> Tensor | None:
-        """What a step that is left out returns: on several processes Lightning takes no None for it."""
+        """What a batch that is left out returns: on several processes Lightning takes no None for it."""
         if self.trainer.world_size == 1:
             return None
-        self._leaves_out = True
+        self._left_out_here = True
         return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer pass over a step that is left out: its moments would move the weights."""
-        if self._leaves_out:
+        """Let the optimizer pass over a step all of whose batches are left out: its moments would move the weights."""
+        if self._left_out_here and not self._took_part:
             optimizer.zero_grad()
-            self._leaves_out = False
+        self._left_out_here = self._took_part = False
+
+    def _accumulated(self) -> dict[str, Tensor]:
+        """Gradients of the batches behind that the next optimizer step is for, too; the mean of all processes."""
+        if not self._took_part:
+            return {}
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if self.trainer.world_size == 1:
+            return {name: p.grad for name, p in trained.items() if p.grad is not None}
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+        for gradient in gradients.values():
+            torch.distributed.all_reduce(gradient)
+            gradient /= self.trainer.world_size
+        return gradients
 
     def _running_statistics(self) -> list[tuple[Tensor, Tensor]]:
         """What normalisation layers move in a forward pass, each with a copy of it."""
@@ -407,6 +428,7 @@ class System(LightningModule):
             "frozen": self.frozen_fingerprint(),
             "version": __version__,
             "rng": rng_states(),
+            "gradients": self._accumulated(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -433,6 +455,7 @@ class System(LightningModule):
             )
         self.prepared = True
         self._rng_states = note["rng"]
+        self._gradients = note.get("gradients", {})
 
     # Output
 

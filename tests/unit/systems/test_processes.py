@@ -63,10 +63,12 @@ def trainer(folder: Path, **options: object) -> Trainer:
 
 @pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
 @pytest.mark.filterwarnings("ignore:loss is not finite")
-def test_a_process_without_clips_or_loss_stops_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batches_a_step", [1, 2])
+def test_a_process_without_clips_or_loss_stops_nobody(tmp_path: Path, batches_a_step: int) -> None:
     system = Line()
     strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
-    run = trainer(tmp_path, strategy=strategy, devices=2, max_epochs=1, enable_checkpointing=False)
-    run.fit(system, Shares(system, 4))
-    # Adam goes down by lr in a step: these are the weights after two, handed back by a forked process.
+    options = {"strategy": strategy, "devices": 2, "accumulate_grad_batches": batches_a_step}
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False, **options).fit(system, Shares(system, 4))
+    # Adam goes down by lr in a step: these are the weights after two, handed back by a forked process. Where two
+    # batches make a step, each has one that counts.
     assert next(system.parameters()).item() == pytest.approx(0.8, abs=1e-3)
