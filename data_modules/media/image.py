@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +13,15 @@ from PIL import Image, ImageOps
 from avcap_zoo.data_modules.media.limits import DEFAULT_LIMITS, MediaLimits
 from avcap_zoo.errors import MediaError, first_line
 
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What a file may be, whatever it is called. Others of Pillow's are given to programs: PostScript to Ghostscript."""
+
 
 def read_image(path: Path, size_px: int, clip_id: str, limits: MediaLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
     """Read a picture in any mode: upright, RGB, shorter side to `size_px`, centre crop.
 
     Args:
-        path: anything Pillow reads.
+        path: in one of the usual formats of pixels; its name does not matter.
         size_px: side of the square result.
         clip_id: named in errors.
         limits: what the file may cost.
@@ -36,7 +40,7 @@ def read_whole_image(path: Path, clip_id: str, limits: MediaLimits = DEFAULT_LIM
     """Read a picture in any mode: upright, RGB, in its own size.
 
     Args:
-        path: anything Pillow reads.
+        path: in one of the usual formats of pixels; its name does not matter.
         clip_id: named in errors.
         limits: what the file may cost.
 
@@ -83,10 +87,17 @@ def _check_file(path: Path, clip_id: str) -> None:
 
 def _open_upright(source: Path | BinaryIO, clip_id: str, path: Path | str, limits: MediaLimits) -> Image.Image:
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_known_formats()) as image:
             return _upright_rgb(image, limits.max_pixels)
     except Exception as error:  # Pillow's readers let through whatever a damaged file makes them stumble over
         raise MediaError(clip_id, path, f"not decodable as a picture: {first_line(error)}") from error
+
+
+@cache
+def _known_formats() -> list[str]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from avcap_zoo.data_modules.media.image import read_image
 from avcap_zoo.data_modules.media.limits import MediaLimits
@@ -26,7 +26,7 @@ def save(path: Path, picture: Image.Image, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
 def test_formats(tmp_path: Path, suffix: str) -> None:
     pixels = read_image(save(tmp_path / f"red.{suffix}", Image.new("RGB", (40, 40), RED)), 32, "c")
     assert pixels.shape == (3, 32, 32)
@@ -115,6 +115,21 @@ def test_files_that_hold_no_picture(tmp_path: Path, content: bytes, reason: str)
     path.write_bytes(content)
     error = media_error(lambda: read_image(path, 32, "c"), path, reason)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_no_program_is_called_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    path = tmp_path / "x.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n")
+    media_error(lambda: read_image(path, 32, "c"), path, "not decodable as a picture")
+    assert not (tmp_path / "ran").exists()
+    with suppress(OSError), Image.open(path) as picture:
+        picture.load()
+    assert (tmp_path / "ran").exists(), "the trap itself must work"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
