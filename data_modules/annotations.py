@@ -272,12 +272,12 @@ def text_problem(value: object, what: str) -> str:
 
 
 def parse_seconds(text: object) -> float | None:
-    """A point in time, 0 or later; None if it is none."""
+    """A point in time, 0 or later, whose milliseconds are a number, too; None if it is none."""
     try:
         seconds = float(text) if isinstance(text, (str, int, float)) and not isinstance(text, bool) else -1.0
     except (ValueError, OverflowError):
         return None
-    return seconds if 0 <= seconds < math.inf else None
+    return seconds if 0 <= seconds * 1000 < math.inf else None
 
 
 @dataclass(frozen=True)

@@ -438,7 +438,7 @@ class System(LightningModule):
             WeightsError: other system, other tensors, or another base.
         """
         note = checkpoint.get(CHECKPOINT_KEY)
-        if not isinstance(note, dict):
+        if not isinstance(note, dict) or not {"class_path", "frozen", "rng"} <= note.keys():
             raise WeightsError("this checkpoint was not saved by avcap-zoo")
         own = type(self).__name__
         if note["class_path"].rsplit(".", 1)[-1] != own:

@@ -96,7 +96,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise WeightsError(
                 f"checkpoint {path} cannot be read (damaged, or not made by us): {first_line(error)}"
             ) from error
-        if not isinstance(content, dict) or ("state_dict" not in content and Path(path).name != HANDED_BACK):
+        state = content.get("state_dict") if isinstance(content, dict) else None
+        is_state = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+        if not isinstance(content, dict) or not (is_state or Path(path).name == HANDED_BACK):
             raise WeightsError(f"{path} is not a checkpoint of a training run: it has no 'state_dict'")
         return content
 

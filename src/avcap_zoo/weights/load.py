@@ -71,6 +71,9 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
         files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise WeightsError(f"{index} is no index of a sharded checkpoint: it has no readable 'weight_map'") from error
+    for shard in files.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".index.json"):
+            raise WeightsError(f"{index} names {shard!r} as a shard, wanted the name of a weight file beside it")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(files.values())):
         tensors |= load_tensors(index.parent / shard)

@@ -418,6 +418,8 @@ def test_code_is_not_run_whatever_is_asked(tmp_path: Path, asked: bool | None) -
         (lambda path: path.touch(), "cannot be read"),
         (lambda path: path.write_text("<html>"), "cannot be read"),
         (lambda path: torch.save({"w": torch.ones(1)}, path), "is not a checkpoint of a training run"),
+        (lambda path: torch.save({"state_dict": [1]}, path), "is not a checkpoint of a training run"),
+        (lambda path: torch.save({"state_dict": {1: 1}}, path), "is not a checkpoint of a training run"),
         (lambda path: torch.save([1], path), "is not a checkpoint of a training run"),
     ],
 )

@@ -145,6 +145,14 @@ def test_all_key_problems_are_listed_at_once_and_nothing_is_loaded() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("shard", ["x.index.json", "../other.safetensors", "/other.safetensors", None, ["a"], 5])
+def test_a_shard_is_a_weight_file_beside_its_index(tmp_path: Path, shard: object) -> None:
+    index = tmp_path / "x.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    with pytest.raises(WeightsError, match="as a shard, wanted the name of a weight file beside it"):
+        load_tensors(index)
+
+
 def test_long_lists_are_cut() -> None:
     text = compare_keys({f"k{n:02d}": (1,) for n in range(20)}, {})
     assert text == "20 missing: k00, k01, k02, k03, k04, k05, k06, k07, ..."
