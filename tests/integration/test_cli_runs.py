@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,31 @@ def test_run_leaves_settings_logs_and_checkpoint(
     assert any(line.startswith("# torch==") for line in head)
     assert call(capsys, lightning, ["test", "-c", str(folder / "config.yaml")]).code == 0
     assert (Path("runs/toysystem/version_1") / "test_captions.jsonl").is_file()
+
+
+def test_a_full_disk_is_told_in_one_line(capsys: pytest.CaptureFixture[str], small_disk: Path) -> None:
+    with suppress(OSError):
+        (small_disk / "fill").write_bytes(bytes(2**21))
+    arguments = ["fit", "-c", "base.yaml", "--trainer.logger", "false", "--trainer.default_root_dir", str(small_disk)]
+    outcome = call(capsys, lightning, arguments)
+    assert outcome.code == 1
+    assert re.fullmatch(
+        rf"lightning fit: cannot write .*{small_disk}.*: No space left on device, [\d,]+ bytes are free there; "
+        r"free some space, or choose another folder with --trainer.default_root_dir",
+        outcome.err.strip(),
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: ToySystem, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(Path("runs/toysystem/figures").absolute()))
+
+    monkeypatch.setattr(ToySystem, "on_train_start", refuse)  # root may write everywhere
+    outcome = call(capsys, lightning, ["fit", "-c", "base.yaml", "--trainer.logger", "false"])
+    assert outcome.code == 1
+    assert re.search(r"cannot write /.*/runs/toysystem/figures: Permission denied, [\d,]+ bytes", outcome.err)
 
 
 def test_no_advertisement(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:

@@ -7,9 +7,11 @@ names of systems work, and no optimizer can be slipped in. tests/integration/tes
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +43,7 @@ from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_nam
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.errors import ConfigError, DeviceError, MissingExtraError, first_line
+from avcap_zoo.errors import ConfigError, DataError, DeviceError, MissingExtraError, first_line
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.signals import SaveOnSignal
 
@@ -288,6 +290,9 @@ class CaptionCLI(LightningCLI):
                     f"the processes of the run cannot find each other: {first_line(error)}; give the first one a free "
                     f"port with MASTER_PORT=29511, and the others its machine with MASTER_ADDR"
                 ) from error
+            root = Path(self.trainer.default_root_dir).absolute()
+            if isinstance(error, OSError) and _is_of_writing(error, root):
+                raise _write_error(error, root) from error
             raise
 
     def after_fit(self) -> None:
@@ -358,6 +363,23 @@ def _end_others(trainer: Trainer) -> None:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _is_of_writing(error: OSError, root: Path) -> bool:
+    """Whether a run fails for want of space, or of leave to write under its folder."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    path = Path(error.filename or "").absolute()
+    return error.errno in {errno.EACCES, errno.EROFS} and (path.is_relative_to(root) or root.is_relative_to(path))
+
+
+def _write_error(error: OSError, root: Path) -> DataError:
+    """What is said of logs, pictures or captions of a run that cannot be written; checkpoints say it themselves."""
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
+    return DataError(
+        f"cannot write {error.filename or f'a file under {root}'}: {error.strerror}, {free:,} bytes are free there; "
+        f"free some space, or choose another folder with --trainer.default_root_dir"
+    )
 
 
 def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:
