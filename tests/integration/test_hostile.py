@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import json
+import pickle
 import re
 import runpy
 import sys
@@ -274,7 +275,8 @@ def test_hostile_settings_in_a_checkpoint(
     assert marker.exists(), "the trap itself must work"
 
 
-def test_hostile_arrays(tmp_path: Path, marker: Path) -> None:
+@pytest.mark.parametrize("bare", [False, True], ids=["array of objects", "pickle"])
+def test_hostile_arrays(tmp_path: Path, marker: Path, bare: bool) -> None:
     hostile = np.array([[Hostile(marker)]], dtype=object)
     folder = tmp_path / "cache/train"
     folder.mkdir(parents=True)
@@ -282,7 +284,10 @@ def test_hostile_arrays(tmp_path: Path, marker: Path) -> None:
     (tmp_path / "cache/cache.json").write_text(json.dumps(info))
     (folder / "ids.json").write_text('["a"]')
     for name in ("lengths", "features"):
-        np.save(folder / f"{name}.npy", hostile)
+        if bare:
+            (folder / f"{name}.npy").write_bytes(pickle.dumps(Hostile(marker)))
+        else:
+            np.save(folder / f"{name}.npy", hostile)
     reader = FeatureReader(tmp_path / "cache", "train")
     for read in (reader.lengths, lambda: reader.read(0, 1)):
         with pytest.raises(AvcapError, match=r"\.npy cannot be read"):
