@@ -483,6 +483,15 @@ def test_loader_settings_reach_torch(tmp_path: Path) -> None:
     assert (other.persistent_workers, other.pin_memory) == (False, True)
 
 
+def test_a_worker_is_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    data = data_module(tmp_path, num_workers=1, worker_timeout_s=7.0)
+    caching = data._decoding_loader("val", 1, ("visual",), [(0, 0)], num_workers=1)
+    for loader in (data.train_dataloader(), data.evaluation_loader("val"), caching):
+        assert loader.timeout == 7.0
+    assert data_module(tmp_path, num_workers=0, worker_timeout_s=7.0).train_dataloader().timeout == 0
+
+
 def sample(clip_id: str, **parts: Any) -> Sample:
     return Sample(ClipRecord(clip_id, ["x"]), "x", **parts)
 

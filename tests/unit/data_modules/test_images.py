@@ -162,6 +162,11 @@ def test_hostile_members_are_refused_and_the_rest_is_read(tmp_path: Path, member
     assert list(tmp_path.iterdir()) == [path]  # nothing was unpacked
 
 
+def test_a_worker_is_waited_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    data = images(shards(tmp_path / "pictures"), images_per_epoch=4, num_workers=1, worker_timeout_s=7.0)
+    assert data.train_dataloader().timeout == 7.0
+
+
 def test_a_member_that_declares_terabytes(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a.png")
     info.size = 10**12
