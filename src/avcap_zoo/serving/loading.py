@@ -177,9 +177,9 @@ def _check_groups(kind: type, settings: Any) -> None:
         raise TypeError(f"{settings!r} in place of the settings of {kind.__name__}")
     hints = get_type_hints(kind if is_dataclass(kind) else kind.__init__)  # type: ignore[misc]
     for key, part in settings.items():
-        for group in (hint for hint in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(hint)):
-            if part is not None:
-                _check_groups(group, part)
+        for hint in (hints.get(key), *get_args(hints.get(key))):
+            if isinstance(hint, type) and is_dataclass(hint) and part is not None:
+                _check_groups(hint, part)
 
 
 def _class_of(class_path: str) -> Any:
