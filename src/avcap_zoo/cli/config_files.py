@@ -23,6 +23,7 @@ Content: TypeAlias = "dict[str, Located] | list[Located] | Scalar"
 
 
 PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
+MOST_VALUES = 100_000
 
 
 class ScalarLoader(yaml.SafeLoader):
@@ -115,7 +116,11 @@ def locate(text: str, name: str, layer: int = 0) -> Located | None:
     loader = ScalarLoader(text)
     try:
         node = loader.get_single_node()
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise CommandLineError(f"{name}: more than {MOST_VALUES:,} values, with every alias written out")
         return None if node is None else _located(loader, node, name, layer, above=())
+    except RecursionError:
+        raise CommandLineError(f"{name}: lists or keys within each other deeper than Python can follow") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
@@ -164,6 +169,15 @@ def _located(loader: ScalarLoader, node: Node, name: str, layer: int, above: tup
     if isinstance(node, SequenceNode):
         return Located([_located(loader, item, name, layer, above) for item in node.value], where, layer)
     return Located(loader.construct_object(node), where, layer)
+
+
+def _size(node: Node, sizes: dict[int, int]) -> int:
+    """Number of values that a node stands for, every alias written out; `sizes` holds those found so far, by id."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 1  # for what contains itself, which is refused later
+        parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in parts if isinstance(part, Node))
+    return sizes[id(node)]
 
 
 def _refuse_twins(node: MappingNode, name: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_dotted_keys_and_appending_keys_are_unfolded() -> None:
 def test_anchors_and_merge_keys() -> None:
     found = located("base: &base {a: 1, b: 2}\nmodel:\n  <<: *base\n  b: 3\n")
     assert found.plain() == {"base": {"a": 1, "b": 2}, "model": {"a": 1, "b": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: &a [1, 2]\n" + "".join(f"{k}: &{k} [*{b}, *{b}]\n" for b, k in pairwise("abcdefghijklmnopqrst")),
+            "more than",
+        ),
+        ("a: " + "[" * 3000 + "]" * 3000, "lists or keys within each other deeper than Python can follow"),
+    ],
+    ids=["aliases of aliases", "depth"],
+)
+def test_texts_that_would_grow_without_end(text: str, message: str) -> None:
+    with pytest.raises(CommandLineError, match=rf"^a.yaml: {message}"):
+        located(text)
 
 
 def test_value_within_itself_is_refused() -> None:
