@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from torch.nn import functional as F
 from typing_extensions import override
 
+from avcap_zoo.accelerators.compiling import CompileFrozenParts
 from avcap_zoo.accelerators.static_shapes import StaticShapes
 from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch
@@ -148,3 +149,10 @@ def test_every_language_model_is_changed_and_compiled_once(built: LAVCap, monkey
     for length in (5, 6):
         language.model(inputs_embeds=torch.zeros(1, length, 32), use_cache=False)
     assert len(compiled) == 3, "torch would stop at its limit"
+
+
+def test_a_backend_that_is_not_here(built: LAVCap) -> None:
+    for callback in (StaticShapes(BUCKETS, compile_backend="no_backend"), CompileFrozenParts("no_backend")):
+        with pytest.raises(ConfigError, match=r"^torch.compile has no backend no_backend here, only .*inductor"):
+            callback.on_test_start(None, built)  # type: ignore[arg-type]
+        assert built.model.language.length_buckets == ()
