@@ -89,6 +89,25 @@ def test_losses_are_the_same_but_for_rounding(built: LAVCap, scenes_root: Path) 
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_the_loss_is_taken_over_all_positions(
+    built: LAVCap, scenes_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Picked ones are another number in each batch, which compiles a graph for each."""
+    positions: list[int] = []
+    cross_entropy = F.cross_entropy
+
+    def note(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        positions.append(len(logits))
+        return cross_entropy(logits, *arguments, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    built.model.language.length_buckets = (40,)
+    for batch in batches(scenes_root):
+        built.training_loss(batch)
+        count, length = built.model.language.last_shape
+        assert positions.pop() == count * (length - 1)
+
+
 def test_captions_are_the_same_and_decoded_in_two_shapes(
     built: LAVCap, scenes_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
