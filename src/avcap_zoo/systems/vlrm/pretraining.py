@@ -261,7 +261,9 @@ class MatchingModel(nn.Module):
         self.matcher.qformer.load_state_dict(known, strict=False)
         if self.matcher.query_tokens.shape == blip.query_tokens.shape:
             self.matcher.query_tokens.data.copy_(blip.query_tokens)
-        self.matcher.vision_model.requires_grad_(False)
+        # The projections are of BLIP-2's contrastive loss, which is none of ours.
+        for part in (self.matcher.vision_model, self.matcher.vision_projection, self.matcher.text_projection):
+            part.requires_grad_(False)
         norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
         norm.eps = LAVIS_NORM_EPS
         self.token_head = nn.Linear(self.matcher.config.qformer_config.hidden_size, 1)

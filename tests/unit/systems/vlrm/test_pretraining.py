@@ -80,6 +80,8 @@ def test_the_matching_model_begins_with_what_the_captioner_sees_and_learns_on_it
     torch.stack([*losses.values()]).sum().backward()
     for part in (matcher.qformer, matcher.itm_head, system.model.token_head, matcher.vision_model.post_layernorm):
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
+    idle = [name for name, p in system.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == [], "processes that train together wait for a gradient of everything"
     assert all(parameter.grad is None for parameter in matcher.vision_model.encoder.parameters())
 
 
