@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell lets what it starts in the background ignore Ctrl-C; tests send it to themselves and to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NetworkBlockedError(RuntimeError):
