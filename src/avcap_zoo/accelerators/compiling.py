@@ -57,7 +57,7 @@ def frozen_parts(model: nn.Module) -> dict[str, nn.Module]:
 
     Language models stay out: each token that they write would have a shape of its own.
     """
-    parts = {}
+    parts: dict[str, nn.Module] = {}
     for name, part in model.named_children():
         weights = list(part.parameters())
         if isinstance(part, CausalLanguageModel):
