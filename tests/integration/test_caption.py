@@ -151,6 +151,15 @@ def test_two_processes_share_a_list(
     assert said.code == 0, said.err
     assert "process 0 of 2: list.txt-00000: 2 captions in " in said.err
     assert said.err.splitlines()[-1] == "process 0 of 2: 3 captions, 0 failures; 3 of 3 shards are in shards"
+    for launcher in ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK"):  # any other code, and they end process 0, too
+        with monkeypatch.context() as patched:
+            patched.setenv(launcher, "1")
+            said = call(capsys, avcap, command)
+            assert said.code == 0
+            assert "videos/1b.mp4: not decodable as sound" in said.err
+            patched.setenv("WORLD_SIZE", "1")
+            patched.setenv("RANK", "0")
+            assert call(capsys, avcap, command).code == 1
     found = [row for path in Path("shards").glob("*-0000?.jsonl") for row in rows_of(path)]
     assert call(capsys, avcap, ["caption", "list.txt", "--checkpoint", str(trained), "--out", "a.jsonl"]).code == 1
     assert {row["id"]: row["caption"] for row in found} == {row["id"]: row["caption"] for row in rows_of("a.jsonl")}

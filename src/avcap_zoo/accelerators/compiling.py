@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.errors import ConfigError
 
 
@@ -39,6 +41,7 @@ class CompileFrozenParts(Callback):
 
     def _compile(self, module: LightningModule) -> None:
         model: nn.Module = module.model  # type: ignore[assignment]
+        check_backend(self.backend)
         parts = frozen_parts(model)
         if not parts:
             raise ConfigError(f"CompileFrozenParts finds nothing frozen in {type(module).__name__}: leave it out")
@@ -50,10 +53,32 @@ class CompileFrozenParts(Callback):
 
 
 def frozen_parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a model, by name, that have weights and train none of them."""
-    parts = {}
+    """The parts of a model, by name, that have weights and train none of them; of what cannot be called, its parts.
+
+    Language models stay out: each token that they write would have a shape of its own.
+    """
+    parts: dict[str, nn.Module] = {}
     for name, part in model.named_children():
         weights = list(part.parameters())
-        if weights and type(part).forward is not nn.Module.forward and not any(p.requires_grad for p in weights):
+        if isinstance(part, CausalLanguageModel):
+            continue
+        if type(part).forward is nn.Module.forward:
+            parts |= {f"{name}.{inner}": found for inner, found in frozen_parts(part).items()}
+        elif weights and not any(p.requires_grad for p in weights):
             parts[name] = part
     return parts
+
+
+def check_backend(name: str) -> None:
+    """Refuse a backend that torch.compile would miss at the first step.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    try:
+        torch._dynamo.lookup_backend(name)
+    except torch._dynamo.exc.InvalidBackend as error:
+        raise ConfigError(
+            f"torch.compile has no backend {name} here, only {', '.join(torch._dynamo.list_backends())}; a Gaudi's "
+            f"software brings hpu_backend"
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ PRECISIONS = ("32-true", "bf16-mixed")
 """What both accelerators compute in."""
 LAST_WITH_HABANA = Version("2.5.5")
 """The last Lightning that knows lightning-habana."""
+_LAUNCHED = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+"""What launchers, Lightning too, tell each process."""
 MENDING = "pip install -c constraints-hpu.txt -e '.[hpu]', or take lightning 2.6, which does without"
 
 
@@ -52,10 +55,22 @@ class HPUAccelerator(Accelerator):
     @staticmethod
     @override
     def parse_devices(devices: Any) -> int:
-        """Number of cards asked for; a list of indices counts its entries."""
-        if isinstance(devices, list | tuple):
-            return len(devices)
-        return HPUAccelerator.auto_device_count() if devices in ("auto", -1, "-1") else int(devices)
+        """Number of cards asked for; a list of indices counts its entries.
+
+        Raises:
+            DeviceError: no number, or a list of others than the first cards: no process can choose its own.
+        """
+        if devices in ("auto", -1, "-1"):
+            return HPUAccelerator.auto_device_count()
+        indices = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+        try:
+            if not isinstance(indices, list | tuple):
+                return int(indices)
+            if [int(index) for index in indices] == list(range(len(indices))):
+                return len(indices)
+        except ValueError:
+            pass
+        raise DeviceError(f"trainer.devices is {devices}, and a Gaudi run takes a number of cards: --trainer.devices 8")
 
     @staticmethod
     @override
@@ -252,8 +267,14 @@ def trainer_options(devices: Any, num_nodes: int) -> dict[str, Any]:
     Args:
         devices: value of `trainer.devices`; `auto` and -1 = all cards of the machine.
         num_nodes: machines of the run.
+
+    Raises:
+        DeviceError: no number, or fewer cards here; a process that was launched may see its own only, and is not asked.
     """
     cards = HPUAccelerator.parse_devices(devices)
+    there = HPUAccelerator.auto_device_count()
+    if cards > there and not any(name in os.environ for name in _LAUNCHED):
+        raise DeviceError(f"trainer.devices is {devices}, but this machine has {there} Gaudi cards (try hl-smi)")
     several = cards * num_nodes > 1
     return {"accelerator": DEVICE_TYPE, "devices": cards, "strategy": SEVERAL_CARDS if several else ONE_CARD}
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from avcap_zoo.accelerators.compiling import check_backend
 from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
@@ -92,6 +93,8 @@ class StaticShapes(Callback):
     def _prepare(self, pl_module: LightningModule) -> None:
         if self._prepared:
             return
+        if self.compile_backend is not None:
+            check_backend(self.compile_backend)
         for part in pl_module.modules():
             if isinstance(part, Pads):
                 part.length_buckets = self.caption_buckets

@@ -59,7 +59,8 @@ def trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: of the Trainer.
 
     Raises:
-        DeviceError: all GPUs are asked for, and the run is on processors.
+        DeviceError: all GPUs are asked for, and the run is on processors; or more Gaudi cards than there are.
+        CommandLineError: the strategy is none of a Gaudi's.
     """
     accelerator = str(settings["accelerator"]).lower()
     if str(settings["devices"]) == "-1" and (
@@ -74,7 +75,15 @@ def trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     from avcap_zoo.accelerators import hpu
 
     options = hpu.trainer_options(settings["devices"], settings["num_nodes"])
-    return options if settings["strategy"] in {"auto", "ddp"} else options | {"strategy": settings["strategy"]}
+    strategy = settings["strategy"]
+    if strategy in {"auto", "ddp"}:
+        return options
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "strategy_name", type(strategy).__name__)
+    if not name.startswith("hpu"):
+        raise CommandLineError(
+            f"trainer.strategy is {name}, and a Gaudi runs hpu_single or hpu_ddp: --trainer.strategy auto takes either"
+        )
+    return options | {"strategy": strategy}
 
 
 @contextmanager

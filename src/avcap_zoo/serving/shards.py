@@ -317,7 +317,8 @@ def _paths(words: Sequence[str]) -> Iterator[Path]:
     """Tar files and lists, each once."""
     seen: set[Path] = set()
     for word in words:
-        found = [Path(word)] if Path(word).exists() else [Path(name) for name in sorted(glob.glob(word))]  # noqa: PTH207 - absolute patterns, too
+        names = [word] if Path(word).exists() else sorted(glob.glob(word, recursive=True))  # noqa: PTH207 - absolute patterns, too
+        found = [Path(name) for name in names]
         if not found:
             raise DataError(f"{word}: {'no file matches' if glob.has_magic(word) else 'no such file'}")
         for path in found:

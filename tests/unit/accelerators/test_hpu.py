@@ -92,6 +92,22 @@ def test_cards_are_counted(record: dict[str, Any]) -> None:
     assert hpu.HPUAccelerator.get_parallel_devices(2) == [torch.device("hpu")] * 2
 
 
+@pytest.mark.parametrize("asked", [[1], "1,0", "1,", "many"])
+def test_cards_that_cannot_be_chosen(asked: Any, record: dict[str, Any]) -> None:
+    assert hpu.HPUAccelerator.parse_devices("0,1") == 2
+    with pytest.raises(DeviceError, match=r"^trainer.devices is .* takes a number of cards: --trainer.devices 8$"):
+        hpu.HPUAccelerator.parse_devices(asked)
+
+
+def test_more_cards_than_there_are(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DeviceError, match=r"^trainer.devices is 3, but this machine has 2 Gaudi cards"):
+        hpu.trainer_options(3, 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert hpu.trainer_options(3, 1)["devices"] == 3
+
+
 @pytest.mark.parametrize(
     ("devices", "num_nodes", "cards", "strategy"),
     [(1, 1, 1, "hpu_single"), ("auto", 1, 2, "hpu_ddp"), (2, 1, 2, "hpu_ddp"), (1, 2, 1, "hpu_ddp")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from avcap_zoo.accelerators.precision import HalfBasePrecision
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.weights.checkpoint_io import AtomicCheckpointIO
 from tests.integration.tiny import tiny_data, tiny_lavcap, tiny_trainer
+from tests.unit.systems.vlrm import toy as vlrm_toy
+from tests.unit.systems.zeraucap import toy as zeraucap_toy
 
 
 def test_small_steps_are_kept_and_what_is_frozen_is_small(scenes_root: Path, tmp_path: Path) -> None:
@@ -46,3 +49,23 @@ def test_only_what_is_frozen_is_compiled(tmp_path: Path) -> None:
     system.model.vision_encoder.requires_grad_(True)
     with pytest.raises(ConfigError, match="finds nothing frozen in LAVCap"):
         CompileFrozenParts().on_test_start(tiny_trainer(tmp_path), system)
+
+
+def test_parts_within_what_is_no_part_of_its_own_are_compiled(tmp_path: Path) -> None:
+    system = zeraucap_toy.built(zeraucap_toy.toy_system(tmp_path))
+    sounds = zeraucap_toy.sounds(0.8, 0.5)
+    before = system.caption(sounds)
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    compiling = CompileFrozenParts("eager")
+    compiling.backend = backend  # type: ignore[assignment]
+    compiling.on_test_start(tiny_trainer(tmp_path), system)
+    assert system.caption(sounds) == before
+    assert graphs
+    vlrm = vlrm_toy.system({"itm": vlrm_toy.MATCHING})
+    vlrm.configure_model()
+    assert list(frozen_parts(vlrm.model)) == ["rewards.itm.matcher"]

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from torch.nn import functional as F
 from typing_extensions import override
 
+from avcap_zoo.accelerators.compiling import CompileFrozenParts
 from avcap_zoo.accelerators.static_shapes import StaticShapes
 from avcap_zoo.backbones.language import CausalLanguageModel
 from avcap_zoo.batch import Batch
@@ -88,6 +89,25 @@ def test_losses_are_the_same_but_for_rounding(built: LAVCap, scenes_root: Path) 
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_the_loss_is_taken_over_all_positions(
+    built: LAVCap, scenes_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Picked ones are another number in each batch, which compiles a graph for each."""
+    positions: list[int] = []
+    cross_entropy = F.cross_entropy
+
+    def note(logits: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        positions.append(len(logits))
+        return cross_entropy(logits, *arguments, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", note)
+    built.model.language.length_buckets = (40,)
+    for batch in batches(scenes_root):
+        built.training_loss(batch)
+        count, length = built.model.language.last_shape
+        assert positions.pop() == count * (length - 1)
+
+
 def test_captions_are_the_same_and_decoded_in_two_shapes(
     built: LAVCap, scenes_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,3 +168,10 @@ def test_every_language_model_is_changed_and_compiled_once(built: LAVCap, monkey
     for length in (5, 6):
         language.model(inputs_embeds=torch.zeros(1, length, 32), use_cache=False)
     assert len(compiled) == 3, "torch would stop at its limit"
+
+
+def test_a_backend_that_is_not_here(built: LAVCap) -> None:
+    for callback in (StaticShapes(BUCKETS, compile_backend="no_backend"), CompileFrozenParts("no_backend")):
+        with pytest.raises(ConfigError, match=r"^torch.compile has no backend no_backend here, only .*inductor"):
+            callback.on_test_start(None, built)  # type: ignore[arg-type]
+        assert built.model.language.length_buckets == ()

@@ -6,7 +6,8 @@ import types
 import pytest
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
 
-from avcap_zoo.accelerators.hpu import HPUAccelerator
+from avcap_zoo.accelerators.hpu import HPUAccelerator, HPUDDPStrategy
+from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.cli.devices import check_accelerator, trainer_options
 from avcap_zoo.cli.usage import CommandLineError
 from avcap_zoo.errors import DeviceError
@@ -51,6 +52,16 @@ def test_lightning_is_told_what_it_would_choose_wrongly(
     settings = {"accelerator": "hpu", "devices": "auto", "num_nodes": 1, "strategy": strategy}
     assert trainer_options(settings) == {"accelerator": "hpu", "devices": 8, "strategy": chosen}
     assert trainer_options(settings | {"accelerator": "auto"}) == {}
+
+
+@pytest.mark.parametrize("strategy", ["ddp_find_unused_parameters_true", "fsdp", ShardedBaseStrategy()])
+def test_a_strategy_that_no_gaudi_runs(strategy: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HPUAccelerator, "auto_device_count", staticmethod(lambda: 8))
+    settings = {"accelerator": "hpu", "devices": 8, "num_nodes": 1, "strategy": strategy}
+    with pytest.raises(CommandLineError, match=r"^trainer.strategy is \w+, and a Gaudi runs .*--trainer.strategy auto"):
+        trainer_options(settings)
+    kept = HPUDDPStrategy(static_graph=True)
+    assert trainer_options(settings | {"strategy": kept})["strategy"] is kept
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "cpu"])

@@ -224,6 +224,13 @@ def test_a_name_that_leads_nowhere(captioner: Captioner, inputs: Path, tmp_path:
             list(find_shards(words, 3))
 
 
+def test_a_pattern_reaches_all_folders(tmp_path: Path) -> None:
+    for name in ("top", "a/one", "a/b/two"):
+        write_shard(tmp_path / f"{name}.tar")
+    found = find_shards([str(tmp_path / "**/*.tar")], 3)
+    assert [shard.name for shard in found] == ["two.tar", "one.tar", "top.tar"]
+
+
 def test_the_launcher_says_which_process_this_is() -> None:
     assert place_of({}) == Place(0, 1, 0)
     assert place_of({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "3"}) == Place(9, 16, 1)

@@ -203,14 +203,28 @@ class BLIP2Pretraining(_PicturePretraining):
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
+        # Processes that train together wait for a gradient of everything.
+        nothing = torch.stack([0 * p.sum() for p in self._idle_part().parameters()]).sum()
         if self.global_step < self.words_steps:
-            return {"words": self.model.words_loss(middle_frames(batch), batch.captions)}
+            return {"words": self.model.words_loss(middle_frames(batch), batch.captions) + nothing}
         long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse", self.keyword_share)
         drawn = (torch.rand(len(batch)) < self.detailed_share).tolist()
         captions = [whole if is_long else part for whole, part, is_long in zip(long, short, drawn, strict=True)]
         texts = draw_captions(batch, "all", self.keyword_share)
         captioning = self.model(middle_frames(batch), captions, self.label_smoothing)
-        return {"captioning": captioning, "text": self.text_weight * self.model(None, texts)}
+        return {"captioning": captioning + nothing, "text": self.text_weight * self.model(None, texts)}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer pass over what takes no part in this step."""
+        super().on_before_optimizer_step(optimizer)
+        for parameter in self._idle_part().parameters():
+            parameter.grad = None
+
+    def _idle_part(self) -> nn.Module:
+        """What the loss of the present step does not depend on."""
+        naming_words = self.global_step < self.words_steps
+        part: nn.Module = self.model.blip.language_model if naming_words else self.model.word_heads
+        return part
 
     def save(self, target: Path) -> None:
         """Write model and tokenizer in transformers format."""
@@ -247,7 +261,9 @@ class MatchingModel(nn.Module):
         self.matcher.qformer.load_state_dict(known, strict=False)
         if self.matcher.query_tokens.shape == blip.query_tokens.shape:
             self.matcher.query_tokens.data.copy_(blip.query_tokens)
-        self.matcher.vision_model.requires_grad_(False)
+        # The projections are of BLIP-2's contrastive loss, which is none of ours.
+        for part in (self.matcher.vision_model, self.matcher.vision_projection, self.matcher.text_projection):
+            part.requires_grad_(False)
         norm = self.matcher.vision_model.post_layernorm.requires_grad_(True)
         norm.eps = LAVIS_NORM_EPS
         self.token_head = nn.Linear(self.matcher.config.qformer_config.hidden_size, 1)

@@ -12,8 +12,10 @@ from avcap_zoo.backbones.pretrained import save_parts
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.systems.base import OptimizerSettings
+from avcap_zoo.systems.vlrm.captioner import CaptionerSettings
 from avcap_zoo.systems.vlrm.pretraining import (
     BLIP2,
+    BLIP2Pretraining,
     MatchingPretraining,
     draw_captions,
     keywords,
@@ -78,4 +80,20 @@ def test_the_matching_model_begins_with_what_the_captioner_sees_and_learns_on_it
     torch.stack([*losses.values()]).sum().backward()
     for part in (matcher.qformer, matcher.itm_head, system.model.token_head, matcher.vision_model.post_layernorm):
         assert any(parameter.grad is not None and parameter.grad.any() for parameter in part.parameters())
+    idle = [name for name, p in system.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == [], "processes that train together wait for a gradient of everything"
     assert all(parameter.grad is None for parameter in matcher.vision_model.encoder.parameters())
+
+
+@pytest.mark.parametrize(("words_steps", "idle"), [(1, "blip.language_model."), (0, "word_heads.")])
+def test_everything_has_a_gradient_when_processes_average_it(words_steps: int, idle: str) -> None:
+    captioner = CaptionerSettings(source=None, config=toy.PARTS | {"text_config": toy.TEXT}, dtype="float32")
+    system = BLIP2Pretraining(captioner, "out", OptimizerSettings(), words_steps=words_steps)
+    system.configure_model()
+    batch = toy.batch(2)
+    batch.captions = [["a dog", "a red dog"], ["a cat", "a cat at the left"]]
+    torch.stack(list(system.training_loss(batch).values())).sum().backward()
+    assert [name for name, p in system.model.named_parameters() if p.requires_grad and p.grad is None] == []
+    system.on_before_optimizer_step(torch.optim.SGD(system.parameters(), lr=0.1))
+    passed_over = [name for name, p in system.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert passed_over == [name for name, _ in system.model.named_parameters() if name.startswith(idle)]
