@@ -146,6 +146,7 @@ class System(LightningModule):
         self._left_out_here = False
         self._took_part = False
         self._gradients: dict[str, Tensor] = {}
+        self._validated: dict[str, tuple[Tensor | float, int]] = {}
 
     @property
     @abstractmethod
@@ -311,18 +312,34 @@ class System(LightningModule):
         layers = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
         return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last losses."""
+        self._validated = {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses on the validation split: `val/loss` and its parts."""
+        """Add up the losses on the validation split."""
         clips = self.in_company(batch)
         if len(clips) == 0:
             return
-        losses = self.training_loss(clips)
+        losses = {name: loss.float() for name, loss in self.training_loss(clips).items()}
         if len(batch) == 0:
             return
-        if len(losses) > 1:
-            self.log_dict({f"val/loss_{n}": v for n, v in losses.items()}, batch_size=len(batch), sync_dist=True)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        self.log("val/loss", total, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        parts = {f"val/loss_{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
+        for name, loss in (parts | {"val/loss": torch.stack(list(losses.values())).sum()}).items():
+            total, count = self._validated.get(name, (0.0, 0))
+            self._validated[name] = (total + len(batch) * loss.detach(), count + len(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean losses, over the clips of all processes, some of which may have had none: `val/loss`, parts."""
+        here = {name: (float(total), count) for name, (total, count) in self._validated.items()}
+        gathered: list[dict[str, tuple[float, int]] | None] = [here]
+        if self.trainer.world_size > 1:
+            gathered = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, here)
+        parts = [part for part in gathered if part]
+        for name in parts[0] if parts else ():
+            mean = sum(part[name][0] for part in parts) / sum(part[name][1] for part in parts)
+            self.log(name, mean, prog_bar=name == "val/loss")
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log learning rate and throughput."""

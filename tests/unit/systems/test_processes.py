@@ -55,6 +55,20 @@ class Shares:
             yield odd.get(number, batch_of("a", "b"))
 
 
+class NoneOnTheSecond:
+    """Two batches on the first process, none with clips on the second."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = [batch_of("a", "b"), batch_of("c", "d", "e")]
+        yield from first if self.system.global_rank == 0 else [batch_of(), batch_of()]
+
+
 def trainer(folder: Path, **options: object) -> Trainer:
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "plugins": [AtomicCheckpointIO()]}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
@@ -72,3 +86,12 @@ def test_a_process_without_clips_or_loss_stops_nobody(tmp_path: Path, batches_a_
     # Adam goes down by lr in a step: these are the weights after two, handed back by a forked process. Where two
     # batches make a step, each has one that counts.
     assert next(system.parameters()).item() == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
+def test_a_process_without_validation_clips_stops_nobody(tmp_path: Path) -> None:
+    system = Line()
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=60))
+    run = trainer(tmp_path, strategy=strategy, devices=2)
+    run.validate(system, NoneOnTheSecond(system), verbose=False)
+    assert run.callback_metrics["val/loss"].item() == pytest.approx((2 * 2 + 3 * 3) / 5)
