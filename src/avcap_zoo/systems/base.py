@@ -34,7 +34,7 @@ TEXT_TOKENS = 48
 """Tokens of prompt and caption that an estimate of a step counts for each clip."""
 _SHOWN_CAPTIONS = 3
 MOST_SKIPPED = 10
-"""Batches in a row without a finite loss, until the run ends although they are to be skipped."""
+"""Batches without a finite loss or gradient, and no step between them, until the run ends though it may skip them."""
 
 
 @dataclass
@@ -56,6 +56,7 @@ class OptimizerSettings:
         decay_from: the fall is counted from the `peak` (end of the warm-up), or from the `start` of training.
         min_lr_share: last learning rate as a share of the peak.
         on_non_finite_loss: `raise`, or `skip` such a batch, naming its clips; ten in a row end the run all the same.
+            A finite loss with gradients that are not finite counts, too.
     """
 
     lr: float = 5e-6
@@ -145,6 +146,7 @@ class System(LightningModule):
         self._skipped_in_a_row = 0
         self._left_out_here = False
         self._took_part = False
+        self._clips_of_step: list[str] = []
         self._gradients: dict[str, Tensor] = {}
         self._validated: dict[str, tuple[Tensor | float, int]] = {}
 
@@ -246,17 +248,16 @@ class System(LightningModule):
                     f"those of the step before. Lower model.init_args.optimizer.lr or look at these clips"
                 )
             warnings.warn(f"{found}; the batch is skipped", stacklevel=1)
-        if skips:
-            if not self.trainer.strategy.reduce_boolean_decision(finite):  # all processes skip, or none
-                self._skipped_in_a_row += 1
-                for buffer, before in statistics:
-                    buffer.copy_(before)
-                return self._left_out()
-            self._skipped_in_a_row = 0
+        if skips and not self.trainer.strategy.reduce_boolean_decision(finite):  # all processes skip, or none
+            self._skipped_in_a_row += 1
+            for buffer, before in statistics:
+                buffer.copy_(before)
+            return self._left_out()
         named = {f"train/loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch), sync_dist=True)
         self._took_part = True
+        self._clips_of_step += batch.clip_ids
         return total
 
     def every_process_has(self, batch: Batch) -> bool:
@@ -289,10 +290,32 @@ class System(LightningModule):
         return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer pass over a step all of whose batches are left out: its moments would move the weights."""
-        if self._left_out_here and not self._took_part:
+        """Let the optimizer pass over a step all of whose batches are left out: its moments would move the weights.
+
+        Raises:
+            NonFiniteLossError: a gradient is not finite, and such steps are not skipped.
+        """
+        if self._took_part:
+            self._check_gradients(optimizer)
+        elif self._left_out_here:
             optimizer.zero_grad()
         self._left_out_here = self._took_part = False
+        self._clips_of_step = []
+
+    def _check_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop at gradients that are not finite, or pass over the step; all processes have the same ones."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        scaled = self.trainer.precision == "16-mixed"  # whose scaler expects some, and passes over them itself
+        if scaled or nn.utils.get_total_norm(gradients).isfinite():
+            self._skipped_in_a_row = 0
+            return
+        clips = ", ".join(self._clips_of_step)
+        found = f"a gradient is not finite at step {self.global_step}, though the loss is, on clips {clips}"
+        if self.optimizer_settings.on_non_finite_loss == "raise" or self._skipped_in_a_row >= MOST_SKIPPED:
+            raise NonFiniteLossError(f"{found}; the weights are those of the step before")
+        self._skipped_in_a_row += 1
+        warnings.warn(f"{found}; the step is skipped", stacklevel=1)
+        optimizer.zero_grad()
 
     def _accumulated(self) -> dict[str, Tensor]:
         """Gradients of the batches behind that the next optimizer step is for, too; the mean of all processes."""

@@ -137,6 +137,40 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
     assert system.seen == 12
 
 
+class BreaksBackward(Breaks):
+    """Its loss is finite always, and has no derivative on some batches."""
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        broken = self.seen in self.broken
+        self.seen += 1
+        loss = self.model(torch.arange(6.0).view(3, 2)).square().sum()
+        return {"only": loss + (0 * loss).sqrt() if broken else loss}
+
+
+def test_a_step_without_finite_gradients_ends_the_run_or_is_skipped(tmp_path: Path) -> None:
+    told = "a gradient is not finite at step 1, though the loss is, on clips x, y, z; the"
+    system = BreaksBackward({1})
+    with pytest.warns(UserWarning, match=f"{told} step is skipped"):
+        fit_breaks(system, tmp_path, 3)
+    first, second, third = (weights["model.1.weight"] for weights in system.weights)
+    assert torch.equal(first, second)
+    assert third.isfinite().all()
+    assert not torch.equal(second, third)
+    system = BreaksBackward({1})
+    system.optimizer_settings.on_non_finite_loss = "raise"
+    with pytest.raises(NonFiniteLossError, match=f"{told} weights are those of the step before"):
+        fit_breaks(system, tmp_path, 3)
+    assert torch.equal(system.state_dict()["model.1.weight"], system.weights[0]["model.1.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:a gradient is not finite")
+def test_skipping_of_steps_has_an_end(tmp_path: Path) -> None:
+    system = BreaksBackward(set(range(1, 100)))
+    with pytest.raises(NonFiniteLossError, match="though the loss is"):
+        fit_breaks(system, tmp_path, 50)
+    assert system.seen == 12
+
+
 def test_a_system_without_a_loss_says_so() -> None:
     with pytest.raises(ConfigError, match="Untrained is not trained by a loss; use test or predict"):
         Untrained().training_step(batch_of("x"), 0)
