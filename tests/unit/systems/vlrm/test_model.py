@@ -117,8 +117,9 @@ def test_value_updates_change_neither_samples_nor_captions(checkpointing: bool) 
 # -- value pass -----------------------------------------------------------------------------------------------------
 
 
-def test_the_value_pass_trains_adapters_and_value_head_only() -> None:
-    model = toy.model()
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_value_pass_trains_adapters_and_value_head_only(checkpointing: bool) -> None:
+    model = toy.model(gradient_checkpointing=checkpointing)
     rollout = model.collect(toy.batch(3))
     model.value_pass(rollout, rollout.counts(), lambda loss: loss.backward())
     wanted = {n for n, p in model.named_parameters() if any(p is q for q in model.value_parameters())}
