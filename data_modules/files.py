@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -11,15 +12,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from avcap_zoo.errors import DataError
+from avcap_zoo.errors import DataError, free_bytes
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_LEAVE = {errno.EACCES, errno.EROFS}
+"""What the system answers where there is no space left, and where one may not write."""
+CALL_AGAIN = "free space or choose another folder, then call again: what is there already is kept"
 
 
-def write_error(path: Path, error: OSError) -> DataError:
-    """The error of a path that cannot be written, with what mends it."""
-    return DataError(
-        f"cannot write {path}: {error.strerror or error}; free space or choose another folder, then call again: "
-        f"what is there already is kept"
-    )
+def write_error(path: Path, error: OSError, remedy: str = CALL_AGAIN) -> DataError:
+    """The error of a path that cannot be written, with what mends it; how much is free, if that may be the reason.
+
+    Args:
+        path: need not be there.
+        error: what the system said.
+        remedy: what mends it.
+    """
+    free = f", {free_bytes(path):,} bytes are free there" if error.errno in NO_LEAVE | FULL else ""
+    return DataError(f"cannot write {path}: {error.strerror or error}{free}; {remedy}")
 
 
 def write_file(path: Path, content: bytes) -> None:

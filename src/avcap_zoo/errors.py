@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -89,6 +90,14 @@ def require_extra(module: str, extra: str) -> ModuleType:
 def first_line(error: BaseException) -> str:
     """First line of an error's text, or its type when it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free on the disk of a path, which need not be there yet."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return 0
 
 
 @contextmanager

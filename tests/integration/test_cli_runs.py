@@ -279,7 +279,7 @@ def test_two_processes_through_the_script(stopped: bool) -> None:
     assert [path.name for path in Path("runs/toysystem").iterdir()] == ["version_0"]
     # Threads of a process group that outlive the run abort the process now and then.
     threads = Path("threads.txt").read_text(encoding="utf-8").splitlines()
-    assert len(threads) > 1
+    assert len(threads) > 1 or sys.platform != "linux"
     assert not [name for name in threads if name.startswith("pt_gloo")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from avcap_zoo.errors import (
     ShapeError,
     WeightsError,
     first_line,
+    free_bytes,
     how_to_get,
     hub_error,
     require_extra,
@@ -97,3 +99,8 @@ def test_only_our_own_missing_models_have_a_command(tmp_path: Path, monkeypatch:
     assert how_to_get("Salesforce/blip2-opt-2.7b") == how_to_get("runs/mine/clip.safetensors") == ""
     Path("runs/pretrained/itm").mkdir(parents=True)
     assert how_to_get("runs/pretrained/itm") == ""
+
+
+def test_free_bytes_of_a_path_that_is_not_there(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert free_bytes(tmp_path / "not/there") == pytest.approx(free, rel=0.05)

@@ -26,6 +26,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from avcap_zoo.accelerators.launchers import LAUNCHERS
 from avcap_zoo.errors import DeviceError, first_line
 
 DEVICE_TYPE = "hpu"
@@ -36,8 +37,6 @@ PRECISIONS = ("32-true", "bf16-mixed")
 """What both accelerators compute in."""
 LAST_WITH_HABANA = Version("2.5.5")
 """The last Lightning that knows lightning-habana."""
-_LAUNCHED = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
-"""What launchers, Lightning too, tell each process."""
 MENDING = "pip install -c constraints-hpu.txt -e '.[hpu]', or take lightning 2.6, which does without"
 
 
@@ -273,7 +272,7 @@ def trainer_options(devices: Any, num_nodes: int) -> dict[str, Any]:
     """
     cards = HPUAccelerator.parse_devices(devices)
     there = HPUAccelerator.auto_device_count()
-    if cards > there and not any(name in os.environ for name in _LAUNCHED):
+    if cards > there and not any(local_rank in os.environ for _, _, local_rank in LAUNCHERS):
         raise DeviceError(f"trainer.devices is {devices}, but this machine has {there} Gaudi cards (try hl-smi)")
     several = cards * num_nodes > 1
     return {"accelerator": DEVICE_TYPE, "devices": cards, "strategy": SEVERAL_CARDS if several else ONE_CARD}

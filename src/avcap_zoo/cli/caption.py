@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avcap_zoo.accelerators.launchers import ENDS_ALL
 from avcap_zoo.cli.config_files import read_config
 from avcap_zoo.cli.usage import CommandLineError, VerbParser
 from avcap_zoo.errors import ConfigError
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_WINDOW_S = 10.0
 """Of subtitles, where nothing else is said."""
-_ENDS_ALL = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Set by launchers that end all processes when one ends with another code than 0: torchrun and mpirun."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -171,7 +170,7 @@ def _caption_shards(options: argparse.Namespace) -> int:
         )
     whole = sum((options.out / f"{name}.jsonl").exists() for name in names)
     _say(f"{me}{captions} captions, {failures} failures; {whole} of {len(names)} shards are in {options.out}")
-    spares_others = place.world > 1 and any(name in os.environ for name in _ENDS_ALL)
+    spares_others = place.world > 1 and any(name in os.environ for name in ENDS_ALL)
     return 1 if failures and not spares_others else 0
 
 

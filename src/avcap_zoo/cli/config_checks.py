@@ -6,7 +6,6 @@ import inspect
 import json
 import logging
 import os
-import shutil
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from avcap_zoo.cli.step_cost import ModelSize, model_size, operations_per_s, ste
 from avcap_zoo.data_modules.base import CaptionDataModule
 from avcap_zoo.data_modules.scenes.data_module import GeneratedDataModule
 from avcap_zoo.data_modules.scenes.instructions import SceneInstructionsDataModule
-from avcap_zoo.errors import AvcapError, DataError, first_line
+from avcap_zoo.errors import AvcapError, DataError, first_line, free_bytes
 from avcap_zoo.metrics.scores import unavailable
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.captions import CaptionSystem
@@ -275,8 +274,7 @@ def _cost_findings(system: System, size: ModelSize, settings: Any) -> list[Findi
 
 
 def _checkpoint_finding(size: ModelSize, trainer: Any) -> Finding:
-    root = Path(trainer.get("default_root_dir") or "runs").absolute()
-    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
+    free = free_bytes(Path(trainer.get("default_root_dir") or "runs"))
     text = f"about {size_text(size.checkpoint_bytes)} each, {size_text(free)} free"
     if 2 * size.checkpoint_bytes > free:
         return Finding("PROBLEM", "checkpoints", text, "--trainer.default_root_dir FOLDER on a larger disk")

@@ -7,11 +7,9 @@ names of systems work, and no optimizer can be slipped in. tests/integration/tes
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,13 +41,15 @@ from avcap_zoo.cli.short_names import expand_arguments, expand_config, short_nam
 from avcap_zoo.cli.usage import CommandLineError, closest
 from avcap_zoo.cli.versions import provenance_lines, version_lines
 from avcap_zoo.data_modules.base import CaptionDataModule
-from avcap_zoo.errors import ConfigError, DataError, DeviceError, MissingExtraError, first_line
+from avcap_zoo.data_modules.files import FULL, NO_LEAVE, write_error
+from avcap_zoo.errors import ConfigError, DeviceError, MissingExtraError, first_line
 from avcap_zoo.systems.base import System
 from avcap_zoo.systems.signals import SaveOnSignal
 
 PARSER_MODE = "avcap_yaml"
 """jsonargparse's YAML, with short names replaced as each file is read."""
 
+_ANOTHER_FOLDER = "free some space, or choose another folder with --trainer.default_root_dir"
 _GRACE_S = 10.0
 """For processes to end by themselves."""
 
@@ -290,9 +290,8 @@ class CaptionCLI(LightningCLI):
                     f"the processes of the run cannot find each other: {first_line(error)}; give the first one a free "
                     f"port with MASTER_PORT=29511, and the others its machine with MASTER_ADDR"
                 ) from error
-            root = Path(self.trainer.default_root_dir).absolute()
-            if isinstance(error, OSError) and _is_of_writing(error, root):
-                raise _write_error(error, root) from error
+            if isinstance(error, OSError) and (path := _unwritten(error, self.trainer)):
+                raise write_error(path, error, _ANOTHER_FOLDER) from error
             raise
 
     def after_fit(self) -> None:
@@ -365,21 +364,14 @@ def _end_others(trainer: Trainer) -> None:
             process.kill()
 
 
-def _is_of_writing(error: OSError, root: Path) -> bool:
-    """Whether a run fails for want of space, or of leave to write under its folder."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return True
-    path = Path(error.filename or "").absolute()
-    return error.errno in {errno.EACCES, errno.EROFS} and (path.is_relative_to(root) or root.is_relative_to(path))
-
-
-def _write_error(error: OSError, root: Path) -> DataError:
-    """What is said of logs, pictures or captions of a run that cannot be written; checkpoints say it themselves."""
-    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
-    return DataError(
-        f"cannot write {error.filename or f'a file under {root}'}: {error.strerror}, {free:,} bytes are free there; "
-        f"free some space, or choose another folder with --trainer.default_root_dir"
-    )
+def _unwritten(error: OSError, trainer: Trainer) -> Path | None:
+    """Path that a run could not write for want of space, or of leave under its folder; None if it fails otherwise."""
+    root = Path(trainer.default_root_dir).absolute()
+    path = Path(error.filename).absolute() if isinstance(error.filename, str) else None
+    if error.errno in FULL:
+        return path or root
+    under_root = path is not None and (path.is_relative_to(root) or root.is_relative_to(path))
+    return path if error.errno in NO_LEAVE and under_root else None
 
 
 def _stopped(command: Sequence[str], step: int, checkpoint: Path | None) -> str:

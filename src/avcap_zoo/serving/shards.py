@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from avcap_zoo.accelerators.launchers import LAUNCHERS
 from avcap_zoo.batch import SkippedClip
 from avcap_zoo.errors import ConfigError, DataError
 from avcap_zoo.serving.caption import Captioner
@@ -27,13 +28,6 @@ from avcap_zoo.serving.outputs import JsonLines, Row, caption_row, saving
 SHARD_SUFFIXES = (".tar", *LIST_SUFFIXES)
 
 _BEGUN_WITH = ".begun_with.json"
-
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-)
-"""What torchrun, mpirun and srun tell their processes."""
 
 
 @dataclass(frozen=True)

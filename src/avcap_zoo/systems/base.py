@@ -26,6 +26,7 @@ from avcap_zoo import __version__
 from avcap_zoo.accelerators.sharded import ShardedBaseStrategy
 from avcap_zoo.batch import Batch, ClipSource, FrozenEncoder, Modality, run_folder
 from avcap_zoo.errors import ConfigError, NonFiniteLossError, WeightsError
+from avcap_zoo.ops.zero_loss import zero_loss
 from avcap_zoo.weights.fingerprint import fingerprint, whole
 from avcap_zoo.weights.load import compare_keys
 
@@ -287,7 +288,7 @@ class System(LightningModule):
         if self.trainer.world_size == 1:
             return None
         self._left_out_here = True
-        return torch.stack([0 * p.sum() for p in self.parameters() if p.requires_grad]).sum()
+        return zero_loss(p for p in self.parameters() if p.requires_grad)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer pass over a step all of whose batches are left out: its moments would move the weights.
@@ -350,7 +351,7 @@ class System(LightningModule):
         parts = {f"val/loss_{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
         for name, loss in (parts | {"val/loss": torch.stack(list(losses.values())).sum()}).items():
             total, count = self._validated.get(name, (0.0, 0))
-            self._validated[name] = (total + len(batch) * loss.detach(), count + len(batch))
+            self._validated[name] = (total + len(batch) * loss, count + len(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean losses, over the clips of all processes, some of which may have had none: `val/loss`, parts."""

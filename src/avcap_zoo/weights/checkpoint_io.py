@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 from typing_extensions import override
 
-from avcap_zoo.errors import AvcapError, WeightsError, first_line
+from avcap_zoo.errors import AvcapError, WeightsError, first_line, free_bytes
 
 HANDED_BACK = ".temp.ckpt"
 """What Lightning's `ddp_spawn` and `ddp_fork` call the bare weights that they hand to the process they came from."""
@@ -65,8 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(error)
             if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
                 staging.unlink(missing_ok=True)
-                folder = next(parent for parent in target.absolute().parents if parent.is_dir())
-                reason += f", {shutil.disk_usage(folder).free:,} bytes are free there"
+                reason += f", {free_bytes(target):,} bytes are free there"
             raise CheckpointSaveError(
                 f"cannot save checkpoint {target} ({_num_bytes(checkpoint):,} bytes of tensors): {reason}; the "
                 f"previous checkpoint is untouched. Free some space or choose another folder with "

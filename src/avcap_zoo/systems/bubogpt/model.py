@@ -25,6 +25,7 @@ from avcap_zoo.errors import ConfigError, WeightsError
 from avcap_zoo.ops.audio_clips import AudioClipSettings, mel_clips
 from avcap_zoo.ops.random_crop import random_crops
 from avcap_zoo.ops.spec_augment import mix_stripes
+from avcap_zoo.ops.zero_loss import zero_loss
 from avcap_zoo.systems.bubogpt.prompts import (
     PromptSettings,
     Row,
@@ -335,7 +336,7 @@ class BuboGPTModel(nn.Module):
         # A batch without pictures, or without sound, gives its joiner zero gradients: with none at all, processes that
         # train together would wait for each other, and one process would step otherwise than they do.
         trained = [p for joiner in self.joiners.values() for p in joiner.parameters() if p.requires_grad]
-        nothing = sum(0.0 * parameter.sum() for parameter in trained)
+        nothing = zero_loss(trained)
         if is_shared_out(self.language.model):  # its layers must then run backwards for text alone, too
             text.inputs_embeds = text.inputs_embeds + nothing
             return {"caption": self.language.loss(text, mean_count=mean_count)}

@@ -21,6 +21,7 @@ from avcap_zoo.backbones.vision.clip import CLIP_MEAN, CLIP_STD, normalise_image
 from avcap_zoo.batch import Batch
 from avcap_zoo.errors import ConfigError
 from avcap_zoo.metrics.contrast import ContrastModel
+from avcap_zoo.ops.zero_loss import zero_loss
 from avcap_zoo.systems.base import TEXT_TOKENS, OptimizerSettings, Requirements, StepWork, System, plain
 from avcap_zoo.systems.vlrm.alignment import comparable, find_words
 from avcap_zoo.systems.vlrm.captioner import CaptionerSettings, load_blip
@@ -204,7 +205,7 @@ class BLIP2Pretraining(_PicturePretraining):
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Captioning loss, and the loss of captions alone; at first that of the words in captions."""
         # Processes that train together wait for a gradient of everything.
-        nothing = torch.stack([0 * p.sum() for p in self._idle_part().parameters()]).sum()
+        nothing = zero_loss(self._idle_part().parameters())
         if self.global_step < self.words_steps:
             return {"words": self.model.words_loss(middle_frames(batch), batch.captions) + nothing}
         long, short = draw_captions(batch, "detailed"), draw_captions(batch, "terse", self.keyword_share)
