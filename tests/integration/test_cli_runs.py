@@ -180,6 +180,18 @@ def test_a_folder_that_may_not_be_written_is_told_in_one_line(
     assert re.search(r"cannot write /.*/runs/toysystem/figures: Permission denied, [\d,]+ bytes", outcome.err)
 
 
+@pytest.mark.parametrize("path", [(), ("/somewhere/else",)])
+def test_leave_that_is_refused_elsewhere_is_no_matter_of_the_folder(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: ToySystem, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, "not this one", *path)
+
+    monkeypatch.setattr(ToySystem, "on_train_start", refuse)
+    with pytest.raises(PermissionError, match="not this one"):
+        lightning(["fit", "-c", "base.yaml", "--trainer.logger", "false"])
+
+
 def test_no_advertisement(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").filters.clear()
     lightning(["fit", "-c", "base.yaml"])
